@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The README's two commands, as a visitor would type them, only shorter and on free ports.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+server=
+trap '[[ -z $server ]] || kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
+
+begun=$SECONDS
+cargo build --release --locked -p loadgen -p reactor
+echo "release build: $((SECONDS - begun)) s"
+
+cargo run --release -p reactor -- --port 0 --http-port 0 >"$scratch/ready" &
+server=$!
+for _ in $(seq 200); do
+    grep -q '^ready ' "$scratch/ready" && break
+    kill -0 "$server"
+    sleep 0.05
+done
+[[ $(cat "$scratch/ready") =~ resp=[^\ ]*:([0-9]+)\ http=([^\ ]+) ]]
+resp=${BASH_REMATCH[1]} http=${BASH_REMATCH[2]}
+[[ $(redis-cli -p "$resp" SET greeting hello EX 60) == OK ]]
+[[ $(curl -fsS "http://$http/v1/keys/greeting") == hello ]]
+kill "$server"
+wait "$server"
+server=
+echo "cargo run --release -p reactor: serves, and stops with success"

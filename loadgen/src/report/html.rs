@@ -1,0 +1,265 @@
+//! The report as one HTML page: no script, no font, no request leaves the file.
+
+use super::table::{micros, number, percent, quantile_name, thousands};
+use super::{Report, RunReport, plot};
+use crate::histogram::{QUANTILES, Summary};
+use crate::verdict::Verdict;
+use std::fmt::Write;
+
+const STYLE: &str = "
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1rem; margin-bottom: .2rem; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .8rem .15rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid #bbb; font-weight: 600; }
+.verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; font-weight: 700; color: #fff; }
+.VALID { background: #00795c; } .SUSPECT { background: #a36200; } .INVALID { background: #b3261e; }
+.loop { color: #555; font-weight: 400; }
+.manifest td:first-child { color: #555; white-space: nowrap; } .manifest td { text-align: left; word-break: break-word; }
+svg { max-width: 100%; height: auto; }
+@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } svg, table { break-inside: avoid; } }
+";
+
+/// Text for HTML.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// The page.
+pub fn page(report: &Report) -> String {
+    let mut body = String::new();
+    let title = escape(&report.title);
+    let _ = writeln!(body, "<h1>{title}</h1>");
+    let _ = writeln!(
+        body,
+        "<p>{} {} · {}</p>",
+        verdict(report.verdict()),
+        escape(&report.manifest.started_at),
+        escape(report.manifest.cpu_model.as_deref().unwrap_or("unknown CPU"))
+    );
+    let runs: Vec<&RunReport> = report.runs.iter().collect();
+    let _ = writeln!(body, "<h2>Summary</h2>{}", summary(&runs));
+    let _ = writeln!(
+        body,
+        "<h2>Latency by percentile</h2><p>Open loop: response time, counted from the moment each request was \
+         meant to be sent. Closed loop: service time, counted from the send; it cannot see a stall that keeps \
+         requests from being sent.</p>{}",
+        plot::latency_by_percentile(&runs)
+    );
+    let _ = writeln!(
+        body,
+        "<h2>CPU per request</h2><p>On loopback the sender's system call does the receiver's TCP work, so each \
+         side's figure contains some of the other's.</p>{}",
+        plot::cpu_bars(&runs)
+    );
+    for run in &runs {
+        let _ = writeln!(body, "{}", section(run));
+    }
+    let _ = writeln!(body, "<h2>Conditions</h2>{}", manifest(report));
+    document(&report.title, &body)
+}
+
+/// A document around a body.
+pub fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>{}</title><link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style>\
+         </head><body>\n{body}\n</body></html>\n",
+        escape(title)
+    )
+}
+
+/// A verdict as a badge.
+fn verdict(verdict: Verdict) -> String {
+    format!("<span class=\"verdict {verdict}\">{verdict}</span>")
+}
+
+fn summary(runs: &[&RunReport]) -> String {
+    let mut text = String::from(
+        "<table><thead><tr><th></th><th>throughput</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th>\
+         <th>server CPU</th><th>saturated</th><th>verdict</th></tr></thead><tbody>",
+    );
+    for run in runs {
+        let (name, latency) = run.latency();
+        let _ = write!(
+            text,
+            "<tr><td>{}<br><span class=\"loop\">{}, {name}</span></td><td>{}/s</td><td>{}</td><td>{}</td>\
+             <td>{}</td><td>{}</td><td>{} µs</td><td>{}</td><td>{}</td></tr>",
+            escape(&run.title),
+            escape(&run.loop_text()),
+            run.throughput_per_s.map_or("–".into(), thousands),
+            micros(latency.at(0.5)),
+            micros(latency.at(0.99)),
+            micros(latency.at(0.999)),
+            micros(latency.max_ns),
+            number(run.cpu.server_us_per_request, 2),
+            run.cpu.saturated,
+            verdict(run.verdict)
+        );
+    }
+    text + "</tbody></table>"
+}
+
+fn section(run: &RunReport) -> String {
+    let mut text = format!(
+        "<h2>{} <span class=\"loop\">{}</span></h2><p>{}",
+        escape(&run.title),
+        escape(&run.loop_text()),
+        verdict(run.verdict)
+    );
+    let _ = write!(
+        text,
+        " {} connections to {} for {:.1} s after {:.1} s of warm-up; {} replies.</p>",
+        run.connections,
+        escape(&run.target),
+        run.window_s,
+        run.warmup_s,
+        thousands(run.counts.completed as f64)
+    );
+    if !run.reasons.is_empty() || !run.notes.is_empty() {
+        text.push_str("<ul>");
+        for reason in &run.reasons {
+            let _ = write!(text, "<li><b>{}</b>: {}</li>", reason.grade, escape(&reason.text));
+        }
+        for note in &run.notes {
+            let _ = write!(text, "<li>{}</li>", escape(note));
+        }
+        text.push_str("</ul>");
+    }
+    text.push_str("<table><thead><tr><th></th>");
+    for quantile in QUANTILES {
+        let _ = write!(text, "<th>{}</th>", quantile_name(quantile));
+    }
+    text.push_str("<th>max</th><th>mean</th><th>samples</th></tr></thead><tbody>");
+    if let Some(response) = &run.response_time {
+        row(&mut text, "response time (received − intended)", response);
+    }
+    row(&mut text, "service time (received − sent)", &run.service_time);
+    if let Some(lateness) = &run.lateness {
+        row(&mut text, "lateness (sent − intended)", lateness);
+    }
+    let _ = write!(
+        text,
+        "</tbody></table><p>CPU: server {} µs a request ({} of a core), generator {} µs ({}, and {} spinning). \
+         Other programs: {}; hypervisor: {}. {} replies a receive of the generator.</p>",
+        number(run.cpu.server_us_per_request, 2),
+        percent(run.cpu.server_share),
+        number(run.cpu.generator_us_per_request, 2),
+        percent(run.cpu.generator_share),
+        percent(run.cpu.generator_spun_share),
+        percent(run.cpu.foreign_share),
+        percent(run.cpu.steal_share),
+        number(run.cpu.replies_per_receive, 1)
+    );
+    let _ = write!(text, "<h3>{} over time</h3>{}", capital(run.latency().0), plot::latency_over_time(run));
+    text
+}
+
+fn capital(text: &str) -> String {
+    text[..1].to_uppercase() + &text[1..]
+}
+
+fn row(text: &mut String, name: &str, summary: &Summary) {
+    let _ = write!(text, "<tr><td>{name}</td>");
+    for quantile in QUANTILES {
+        let _ = write!(text, "<td>{}</td>", micros(summary.at(quantile)));
+    }
+    let _ = write!(
+        text,
+        "<td>{}</td><td>{}</td><td>{}</td></tr>",
+        micros(summary.max_ns),
+        micros(summary.mean_ns.map(|mean| mean as u64)),
+        thousands(summary.samples as f64)
+    );
+}
+
+fn manifest(report: &Report) -> String {
+    let mut text = String::from("<table class=\"manifest\"><tbody>");
+    text.push_str(&manifest_rows(&report.manifest));
+    if let Some(run) = report.runs.first() {
+        let workload = &run.workload;
+        let asked = match &workload.command {
+            Some(command) => command.clone(),
+            None => format!("SET:GET {}:{}", workload.sets, workload.gets),
+        };
+        let workload = format!(
+            "{asked}, {} keys of {} bytes, values of {} bytes, {}, seed {}",
+            thousands(workload.keys as f64),
+            workload.key_bytes,
+            workload.value_bytes,
+            workload.theta.map_or("uniform".into(), |theta| format!("Zipf {theta}")),
+            workload.seed
+        );
+        let core = |core: Option<usize>| core.map_or("not pinned".into(), |core| format!("core {core}"));
+        let pinning = format!("server {}, generator {}", core(run.server_core), core(run.generator_core));
+        for (name, value) in [("workload", workload), ("pinning", pinning)] {
+            let _ = write!(text, "<tr><td>{name}</td><td>{}</td></tr>", escape(&value));
+        }
+    }
+    text + "</tbody></table>"
+}
+
+/// The machine and the build, as rows of a table.
+pub fn manifest_rows(manifest: &crate::system::Manifest) -> String {
+    let unknown = || "not said by this machine".to_string();
+    let cores: Vec<String> = manifest.cores.iter().map(usize::to_string).collect();
+    let rows = [
+        ("command", manifest.command.join(" ")),
+        ("started", manifest.started_at.clone()),
+        ("loadgen", manifest.version.to_string()),
+        ("commit", manifest.commit.clone().unwrap_or_else(unknown)),
+        (
+            "toolchain",
+            format!("{}, {}, flags: {}", manifest.toolchain, manifest.profile, manifest.rust_flags),
+        ),
+        ("kernel", manifest.kernel.clone().unwrap_or_else(unknown)),
+        ("CPU", manifest.cpu_model.clone().unwrap_or_else(unknown)),
+        ("cores allowed", cores.join(", ")),
+        ("virtual machine", if manifest.virtual_machine { "yes" } else { "no" }.into()),
+        ("SMT active", manifest.smt.clone().unwrap_or_else(unknown)),
+        ("governor", manifest.governor.clone().unwrap_or_else(unknown)),
+        ("mitigations", manifest.mitigations.join("; ")),
+        ("memory", manifest.memory_bytes.map_or_else(unknown, |bytes| format!("{} MiB", bytes >> 20))),
+        ("load average before", number(manifest.load_average, 2)),
+        ("clock source", manifest.clock_source.clone().unwrap_or_else(unknown)),
+        ("TCP congestion control", manifest.tcp_congestion_control.clone().unwrap_or_else(unknown)),
+    ];
+    let row = |(name, value): &(&str, String)| format!("<tr><td>{name}</td><td>{}</td></tr>", escape(value));
+    rows.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{plan, worked};
+    use super::super::{Placement, RunReport};
+    use super::*;
+    use crate::system::Manifest;
+
+    #[test]
+    fn the_page_stands_alone() {
+        let open = RunReport::new("a <b> & \"c\"", &plan(true), worked(true, 100_000), Placement::default());
+        let closed = RunReport::new("max", &plan(false), worked(false, 100_000), Placement::default());
+        let page = page(&Report::new("demo", Manifest::read(), vec![closed, open]));
+        assert!(page.contains("a &lt;b&gt; &amp; &quot;c&quot;") && !page.contains("a <b>"));
+        assert!(!page.contains("<script") && !page.contains("src="));
+        // The only addresses are the SVG namespace and the targets measured.
+        for (at, _) in page.match_indices("http") {
+            assert!(page[at..].starts_with("http://www.w3.org/2000/svg"), "{}", &page[at..at + 40]);
+        }
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    }
+}

@@ -1,0 +1,264 @@
+//! The plots, as SVG text that goes into the page as it is.
+
+use super::RunReport;
+use super::table::quantile_name;
+use plotters::prelude::*;
+
+const WIDTH: u32 = 760;
+const HEIGHT: u32 = 340;
+const GRID: RGBColor = RGBColor(225, 225, 228);
+const TEXT: RGBColor = RGBColor(70, 70, 76);
+/// Told apart by people who see red and green alike, and in grey print by their order of brightness.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 90, 160),
+    RGBColor(214, 96, 0),
+    RGBColor(0, 140, 110),
+    RGBColor(150, 60, 140),
+    RGBColor(110, 110, 110),
+    RGBColor(180, 150, 0),
+];
+
+type Plotted = Result<(), Box<dyn std::error::Error>>;
+
+/// Draws into a string. A plot that cannot be drawn says so in its place: no report fails for a picture.
+fn svg(
+    height: u32,
+    draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) -> Plotted,
+) -> String {
+    let mut text = String::new();
+    let result = {
+        let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
+        draw(&area).and_then(|()| area.present().map_err(Into::into))
+    };
+    match result {
+        Ok(()) => text,
+        Err(error) => format!("<p>(no plot: {})</p>", super::html::escape(&error.to_string())),
+    }
+}
+
+fn label() -> TextStyle<'static> {
+    ("sans-serif", 13).into_font().color(&TEXT)
+}
+
+fn colour(index: usize) -> RGBColor {
+    COLOURS[index % COLOURS.len()]
+}
+
+/// Latency in µs as a label of a logarithmic axis.
+fn latency_label(us: &f64) -> String {
+    match *us {
+        us if us >= 1e6 => format!("{} s", us / 1e6),
+        us if us >= 1e3 => format!("{} ms", us / 1e3),
+        us => format!("{us} µs"),
+    }
+}
+
+/// Latency by percentile, each run a curve; the x axis is 1/(1−q), logarithmic, as in HDR plots.
+pub fn latency_by_percentile(runs: &[&RunReport]) -> String {
+    let curves: Vec<(String, Vec<(f64, f64)>)> = runs
+        .iter()
+        .filter(|run| run.curve.len() > 1)
+        .map(|run| {
+            let points = run.curve.iter().map(|point| (1.0 / (1.0 - point.quantile), point.ns as f64 / 1e3));
+            (format!("{} ({})", run.latency().0, run.loop_text()), points.collect())
+        })
+        .collect();
+    let all = || curves.iter().flat_map(|(_, points)| points);
+    if curves.is_empty() {
+        return "<p>(too few samples for a curve)</p>".into();
+    }
+    let right = all().map(|point| point.0).fold(10.0, f64::max);
+    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
+    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 1.25;
+    svg(HEIGHT, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(38)
+            .y_label_area_size(64)
+            .build_cartesian_2d((1.0..right).log_scale(), (low..high).log_scale())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
+            .label_style(label())
+            .x_labels(7)
+            .y_labels(8)
+            .x_label_formatter(&|x| if *x <= 1.0 { "min".into() } else { quantile_name(1.0 - 1.0 / x) })
+            .y_label_formatter(&latency_label)
+            .x_desc("percentile")
+            .draw()?;
+        for (index, (name, points)) in curves.iter().enumerate() {
+            let style = colour(index).stroke_width(2);
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), style))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(TRANSPARENT)
+            .label_font(label())
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// p50, p99 and maximum of every interval of one run.
+pub fn latency_over_time(run: &RunReport) -> String {
+    type Pick = fn(&crate::histogram::Interval) -> Option<u64>;
+    let picks: [(&str, Pick); 3] = [
+        ("p50", |interval| interval.p50_ns),
+        ("p99", |interval| interval.p99_ns),
+        ("max", |interval| interval.max_ns),
+    ];
+    let series: Vec<(&str, Vec<(f64, f64)>)> = picks
+        .iter()
+        .map(|(name, pick)| {
+            let points = run.intervals.iter().filter_map(|interval| {
+                let middle = interval.start_ms as f64 / 1e3 + interval.length_ms / 2e3;
+                Some((middle, pick(interval)? as f64 / 1e3))
+            });
+            (*name, points.collect())
+        })
+        .collect();
+    let all = || series.iter().flat_map(|(_, points)| points);
+    if all().count() < 2 {
+        return "<p>(too few intervals for a plot)</p>".into();
+    }
+    let right = run.window_s.max(0.1);
+    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
+    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 4.0;
+    svg(HEIGHT, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(38)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..right, (low..high).log_scale())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
+            .label_style(label())
+            .x_labels(8)
+            .y_labels(8)
+            .x_label_formatter(&|x| format!("{x:.1} s"))
+            .y_label_formatter(&latency_label)
+            .x_desc(format!("time; {} ({})", run.latency().0, run.loop_text()))
+            .draw()?;
+        for (index, (name, points)) in series.iter().enumerate() {
+            let style = colour(index).stroke_width(2);
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), style))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(TRANSPARENT)
+            .label_font(label())
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// One horizontal bar.
+pub struct Bar {
+    /// Left of it.
+    pub name: String,
+    /// Its length; `None` draws none.
+    pub value: Option<f64>,
+    /// Right of it.
+    pub text: String,
+    /// Which colour.
+    pub colour: usize,
+}
+
+/// Horizontal bars from zero: lengths can be compared by eye.
+pub fn bars(bars: &[Bar]) -> String {
+    const ROW: i32 = 28;
+    const LEFT: i32 = 250;
+    let longest = bars.iter().filter_map(|bar| bar.value).fold(0.0, f64::max);
+    let height = (bars.len() as i32 * ROW + 16).max(60);
+    let room = WIDTH as i32 - LEFT - 150;
+    svg(height as u32, |area| {
+        for (index, bar) in bars.iter().enumerate() {
+            let top = 8 + index as i32 * ROW;
+            let right_aligned = label().pos(plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Right,
+                plotters::style::text_anchor::VPos::Center,
+            ));
+            let left_aligned = label().pos(plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Left,
+                plotters::style::text_anchor::VPos::Center,
+            ));
+            let middle = top + ROW / 2;
+            area.draw(&Text::new(bar.name.clone(), (LEFT - 10, middle), right_aligned))?;
+            let length = match bar.value {
+                Some(value) if longest > 0.0 => (value / longest * f64::from(room)).round() as i32,
+                _ => 0,
+            };
+            if length > 0 {
+                let corners = [(LEFT, top + 5), (LEFT + length, top + ROW - 5)];
+                area.draw(&Rectangle::new(corners, colour(bar.colour).filled()))?;
+            }
+            area.draw(&Text::new(bar.text.clone(), (LEFT + length + 8, middle), left_aligned))?;
+        }
+        Ok(())
+    })
+}
+
+/// CPU per request on both sides of every run.
+pub fn cpu_bars(runs: &[&RunReport]) -> String {
+    let mut list = Vec::new();
+    for run in runs {
+        for (side, value, share, colour) in [
+            ("server", run.cpu.server_us_per_request, run.cpu.server_share, 0),
+            ("generator", run.cpu.generator_us_per_request, run.cpu.generator_share, 4),
+        ] {
+            list.push(Bar {
+                name: format!("{}: {side}", run.title),
+                value,
+                text: match value {
+                    Some(value) => format!("{value:.2} µs ({})", super::table::percent(share)),
+                    None => "not known".into(),
+                },
+                colour,
+            });
+        }
+    }
+    bars(&list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{plan, worked};
+    use super::super::{Placement, RunReport};
+    use super::*;
+
+    #[test]
+    fn plots_are_whole_svg_elements_with_their_labels() {
+        let open = RunReport::new("half", &plan(true), worked(true, 100_000), Placement::default());
+        let closed = RunReport::new("max", &plan(false), worked(false, 100_000), Placement::default());
+        let percentiles = latency_by_percentile(&[&closed, &open]);
+        for expected in ["<svg", "</svg>", "p99", "closed loop", "open loop"] {
+            assert!(percentiles.contains(expected), "{expected} in {percentiles}");
+        }
+        let time = latency_over_time(&open);
+        assert!(time.contains("</svg>") && time.contains("max"), "{time}");
+        let cpu = cpu_bars(&[&open]);
+        assert!(cpu.contains("19.00 µs (95 %)") && cpu.contains("half: server"), "{cpu}");
+    }
+
+    #[test]
+    fn nothing_to_plot_is_said() {
+        let empty = RunReport::new("none", &plan(true), worked(true, 0), Placement::default());
+        assert!(latency_by_percentile(&[&empty]).contains("too few"));
+        assert!(bars(&[]).contains("</svg>"));
+    }
+}

@@ -1,0 +1,31 @@
+//! The reactor: everything of Millrace that touches the machine.
+//!
+//! ```text
+//!   main thread                     shard thread (pinned, one per shard)
+//!   ───────────                     ─────────────────────────────────────────────────────
+//!   settings, probe, listeners ───▶ loop {                                   server::shard
+//!   prints `ready`                      driver.submit_and_wait(timeout)      io::{uring,epoll}
+//!   waits for the threads               now = clock.tick()                   clock
+//!        ▲                              for event: pipeline.handle(event)    server::pipeline
+//!        │                              pipeline.finish_turn(now)
+//!        └── thread ends ◀──────        for operation: driver.enqueue(op)
+//!                                   }
+//!   SIGTERM, SIGINT ──▶ io::stop (an eventfd) ──▶ every driver: Event::StopRequested
+//! ```
+//!
+//! A shard shares nothing with other threads but the stop signal: no lock, no atomic, no channel is touched
+//! while it serves. The one seam between the pure code above and the kernel below is [`io::driver::Driver`].
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`server`] | starting and stopping, settings, the loop, the pipeline |
+//! | [`io`] | drivers, listeners, memory, signals, the start-up probe: the only `unsafe` of the workspace |
+//! | [`clock`] | the one reading of the time in a turn |
+//! | [`cpu`] | pinning, and what a thread has burnt |
+
+pub mod clock;
+pub mod cpu;
+pub mod io;
+pub mod server;
+
+pub use server::start::{RunningServer, Server, StartError};

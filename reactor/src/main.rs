@@ -1,0 +1,44 @@
+//! The server's binary: settings in, `ready` out, exit codes.
+//!
+//! 0: stopped as asked, or an answer was printed · 1: could not start, or failed · 2: wrong usage.
+
+use reactor::io::stop::StopSignal;
+use reactor::server::config::{Invocation, Settings, from_arguments};
+use reactor::server::start::Server;
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match from_arguments(std::env::args_os()) {
+        Ok(Invocation::Serve(settings)) => serve(*settings),
+        Ok(Invocation::Print(text)) => print(&text),
+        Err(usage) => usage.exit(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millrace: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+    let stop = StopSignal::new()?;
+    // Before anything is opened, so that a signal during the start is heeded as well.
+    stop.on_signals()?;
+    let server = Server::start_with(settings, stop)?;
+    for warning in &server.warnings {
+        eprintln!("millrace: warning: {warning}");
+    }
+    // A supervisor that closed its end is no reason not to serve.
+    let _ = print(&format!("{}\n", server.ready_line()));
+    Ok(server.join()?)
+}
+
+fn print(text: &str) -> Result<(), Box<dyn Error>> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}

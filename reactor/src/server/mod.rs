@@ -1,0 +1,15 @@
+//! One server: settings in, threads out.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`shard`] | the loop: read this first |
+//! | [`pipeline`] | the pure heart of a shard: events in, operations out |
+//! | [`event`] | every event and every operation, on one screen |
+//! | [`config`] | flags, configuration file, and what the reactor itself heeds of them |
+//! | [`start`] | listeners, driver, thread: starting and stopping |
+
+pub mod config;
+pub mod event;
+pub mod pipeline;
+pub mod shard;
+pub mod start;

@@ -1,0 +1,304 @@
+//! The pure heart of one shard: events in, operations out, no system call, no clock, no thread.
+//!
+//! It joins the crates below for one shard and owns the order of a turn: parse and execute as bytes arrive,
+//! then, when everything that arrived is executed, background work, then replies. A connection's replies of one
+//! turn leave in one send, and at most one send is in flight on a connection: what is answered meanwhile
+//! gathers behind it.
+//!
+//! Closing is polite. After the last reply the sending side is shut down and input is discarded for a moment
+//! ([`LINGER`], [`LINGER_BYTES`]), because closing a TCP socket that still has unread input sends a reset, and
+//! a reset can destroy the reply that explains the closing (RFC 9112, section 9.6).
+
+use super::event::{ConnectionId, Event, Operation};
+use std::collections::VecDeque;
+use store::engine::{Action, Engine};
+use store::session::{Peer, Transport};
+use store::time::{Clock, Nanos, Now};
+
+/// How long a closing connection may go on sending before it is cut.
+const LINGER: Nanos = Nanos(2_000_000_000);
+/// How much of its input is discarded before it is cut.
+const LINGER_BYTES: usize = 1 << 20;
+/// How long a shutdown waits for clients to take their replies.
+const DRAIN: Nanos = Nanos(5_000_000_000);
+
+/// What the pipeline needs to know of a listener; the event carries its index.
+#[derive(Clone, Debug)]
+pub struct ListenerRole {
+    /// The protocol spoken there.
+    pub transport: Transport,
+    /// An AF_UNIX listener.
+    pub unix: bool,
+    /// Its own address, as CLIENT LIST shows it.
+    pub local: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Gone,
+    Open,
+    /// The last replies are on their way; no input is executed.
+    Draining,
+    /// FIN is out; input is discarded.
+    Lingering,
+    /// `Close` was handed to the driver.
+    Closing,
+}
+
+/// What the pipeline remembers of a connection beside its session.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    generation: u32,
+    phase: Phase,
+    sending: bool,
+    receive_ended: bool,
+    discarded: usize,
+}
+
+/// See the module.
+pub struct Pipeline {
+    engine: Engine,
+    listeners: Vec<ListenerRole>,
+    links: Vec<Link>,
+    open: usize,
+    operations: VecDeque<Operation>,
+    /// Lingering connections in the order of their deadlines.
+    lingering: VecDeque<(Nanos, ConnectionId)>,
+    stall: Nanos,
+    stopping_until: Option<Nanos>,
+}
+
+impl Pipeline {
+    /// A shard with nothing connected.
+    pub fn new(engine: Engine, listeners: Vec<ListenerRole>) -> Pipeline {
+        Pipeline {
+            engine,
+            listeners,
+            links: Vec::new(),
+            open: 0,
+            operations: VecDeque::new(),
+            lingering: VecDeque::new(),
+            stall: Nanos(0),
+            stopping_until: None,
+        }
+    }
+
+    /// The core, for the loop's counters.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Takes one event: everything that can be executed now is.
+    #[inline]
+    pub fn handle(&mut self, event: Event<'_>, now: Now, clock: &dyn Clock) {
+        match event {
+            Event::Received { connection, bytes } => match self.phase(connection) {
+                Phase::Open => self.engine.handle_receive(connection, bytes, now, clock),
+                Phase::Lingering => {
+                    let link = &mut self.links[connection.slot as usize];
+                    link.discarded += bytes.len();
+                    if link.discarded > LINGER_BYTES {
+                        self.close(connection);
+                    }
+                }
+                _ => {}
+            },
+            Event::Sent { connection, buffer, result } => self.handle_sent(connection, buffer, result, now, clock),
+            Event::Accepted { connection, listener, peer } => {
+                let role = &self.listeners[listener];
+                let address = match peer {
+                    Some(address) => address.to_string(),
+                    None if role.unix => role.local.clone(),
+                    None => "?:0".into(),
+                };
+                let peer =
+                    Peer { address, local: role.local.clone(), transport: role.transport, unix: role.unix };
+                self.opened(connection);
+                self.engine.handle_connect(connection, peer, now);
+            }
+            Event::ReceiveEnded { connection } => match self.phase(connection) {
+                Phase::Open | Phase::Draining => {
+                    self.links[connection.slot as usize].receive_ended = true;
+                    self.engine.handle_receive_end(connection, now);
+                }
+                Phase::Lingering => self.close(connection),
+                Phase::Closing | Phase::Gone => {}
+            },
+            Event::Failed { connection, .. } => self.close(connection),
+            Event::Closed { connection } => {
+                if self.phase(connection) != Phase::Gone {
+                    self.links[connection.slot as usize].phase = Phase::Gone;
+                    self.open -= 1;
+                    self.engine.handle_disconnect(connection, now);
+                }
+            }
+            Event::StopRequested => {
+                if self.stopping_until.is_none() {
+                    self.stopping_until = Some(Nanos(now.monotonic.0 + DRAIN.0));
+                    self.operations.push_back(Operation::StopAccepting);
+                    self.engine.begin_shutdown(now);
+                }
+            }
+            Event::Connected { .. } => {}
+        }
+    }
+
+    /// Ends a turn: background work, then what the core wants done, as operations.
+    #[inline]
+    pub fn finish_turn(&mut self, now: Now) {
+        self.engine.finish_turn(now);
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Flush(connection) => self.flush(connection, now),
+                Action::Close(connection) => {
+                    if self.phase(connection) == Phase::Open {
+                        self.links[connection.slot as usize].phase = Phase::Draining;
+                        self.flush(connection, now);
+                    }
+                }
+                Action::Abort(connection) => self.close(connection),
+                Action::PauseReceive(connection) => {
+                    self.operations.push_back(Operation::PauseReceive { connection });
+                }
+                Action::ResumeReceive(connection) => {
+                    self.operations.push_back(Operation::ResumeReceive { connection });
+                }
+                Action::Stall(length) => self.stall = Nanos(self.stall.0 + length.0),
+                Action::Shutdown => self.handle_shutdown_command(now),
+            }
+        }
+        while let Some(&(deadline, connection)) = self.lingering.front() {
+            let over = self.phase(connection) != Phase::Lingering;
+            if !over && deadline > now.monotonic {
+                break;
+            }
+            self.lingering.pop_front();
+            if !over {
+                self.close(connection);
+            }
+        }
+        if self.stopping_until.is_some_and(|until| until <= now.monotonic) {
+            for slot in 0..self.links.len() {
+                let generation = self.links[slot].generation;
+                self.close(ConnectionId { slot: slot as u32, generation });
+            }
+        }
+    }
+
+    /// The next thing for the driver to do.
+    #[inline]
+    pub fn poll_operation(&mut self) -> Option<Operation> {
+        self.operations.pop_front()
+    }
+
+    /// How long the loop may sleep; `None`: until something happens.
+    #[inline]
+    pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
+        let mut timeout = self.engine.poll_timeout(now);
+        let deadlines = [self.lingering.front().map(|entry| entry.0), self.stopping_until];
+        for deadline in deadlines.into_iter().flatten() {
+            let left = deadline.since(now.monotonic);
+            timeout = Some(timeout.map_or(left, |other| other.min(left)));
+        }
+        timeout
+    }
+
+    /// DEBUG SLEEP: how long the whole shard is to stand still before its replies leave.
+    #[inline]
+    pub fn take_stall(&mut self) -> Nanos {
+        std::mem::take(&mut self.stall)
+    }
+
+    /// Every client has its replies, every connection is closed.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.stopping_until.is_some() && self.open == 0
+    }
+
+    /// Connections that have not been closed entirely.
+    pub fn open_connections(&self) -> usize {
+        self.open
+    }
+
+    fn handle_sent(
+        &mut self,
+        connection: ConnectionId,
+        buffer: Vec<u8>,
+        result: Result<(), i32>,
+        now: Now,
+        clock: &dyn Clock,
+    ) {
+        if self.phase(connection) == Phase::Gone {
+            return;
+        }
+        self.links[connection.slot as usize].sending = false;
+        if result.is_err() {
+            return self.close(connection);
+        }
+        self.engine.handle_sent(connection, buffer, now, clock);
+        self.flush(connection, now);
+    }
+
+    /// SHUTDOWN from a client ends like SIGTERM.
+    fn handle_shutdown_command(&mut self, now: Now) {
+        if self.stopping_until.is_none() {
+            self.stopping_until = Some(Nanos(now.monotonic.0 + DRAIN.0));
+            self.operations.push_back(Operation::StopAccepting);
+            self.engine.begin_shutdown(now);
+        }
+    }
+
+    #[inline]
+    fn phase(&self, connection: ConnectionId) -> Phase {
+        match self.links.get(connection.slot as usize) {
+            Some(link) if link.generation == connection.generation => link.phase,
+            _ => Phase::Gone,
+        }
+    }
+
+    fn opened(&mut self, connection: ConnectionId) {
+        let slot = connection.slot as usize;
+        if slot >= self.links.len() {
+            self.links.resize(slot + 1, Link::default());
+        }
+        debug_assert!(self.links[slot].phase == Phase::Gone, "the driver gave a slot out twice");
+        self.links[slot] =
+            Link { generation: connection.generation, phase: Phase::Open, ..Link::default() };
+        self.open += 1;
+    }
+
+    /// Sends what is pending, or goes on closing where nothing is.
+    #[inline]
+    fn flush(&mut self, connection: ConnectionId, now: Now) {
+        let phase = self.phase(connection);
+        if !matches!(phase, Phase::Open | Phase::Draining) {
+            return;
+        }
+        let slot = connection.slot as usize;
+        if self.links[slot].sending {
+            return;
+        }
+        if let Some(buffer) = self.engine.take_output(connection) {
+            self.links[slot].sending = true;
+            self.operations.push_back(Operation::Send { connection, buffer });
+        } else if phase == Phase::Draining {
+            if self.links[slot].receive_ended {
+                self.close(connection);
+            } else {
+                self.links[slot].phase = Phase::Lingering;
+                self.operations.push_back(Operation::FinishSend { connection });
+                // Paused for back-pressure, it would never show us its end.
+                self.operations.push_back(Operation::ResumeReceive { connection });
+                self.lingering.push_back((Nanos(now.monotonic.0 + LINGER.0), connection));
+            }
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        if !matches!(self.phase(connection), Phase::Gone | Phase::Closing) {
+            self.links[connection.slot as usize].phase = Phase::Closing;
+            self.operations.push_back(Operation::Close { connection });
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! INFO: the server described in sections, with the fields that tools parse.
+//!
+//! Redis' names are kept where the thing exists or its absence is a fact worth telling (`aof_enabled:0`).
+//! What a table of [`metrics`](crate::metrics) already names is printed from there.
+
+use super::{COMMANDS, Call, connection::REDIS_VERSION, is_word, reply};
+use crate::engine::Shared;
+use crate::metrics::METRICS;
+use crate::time::Now;
+use alloc::format;
+use alloc::string::String;
+use core::fmt::Write;
+
+/// The sections, in order, and whether INFO shows them unasked.
+const SECTIONS: [(&str, &str, bool); 13] = [
+    ("server", "Server", true),
+    ("clients", "Clients", true),
+    ("memory", "Memory", true),
+    ("persistence", "Persistence", true),
+    ("stats", "Stats", true),
+    ("replication", "Replication", true),
+    ("cpu", "CPU", true),
+    ("modules", "Modules", true),
+    ("loop", "Loop", false),
+    ("http", "Http", false),
+    ("commandstats", "Commandstats", false),
+    ("errorstats", "Errorstats", true),
+    ("cluster", "Cluster", true),
+];
+
+/// INFO [section …]
+pub fn info(call: &mut Call<'_>) {
+    let wanted = |name: &str, by_default: bool| {
+        let mut sections = call.args.iter().skip(1);
+        call.args.len() == 1 && by_default
+            || sections.any(|section| {
+                is_word(section, name)
+                    || is_word(section, "all")
+                    || is_word(section, "everything")
+                    || (is_word(section, "default") && by_default)
+            })
+    };
+    let mut text = String::new();
+    for (name, title, by_default) in SECTIONS {
+        if wanted(name, by_default) {
+            section(call.engine, name, title, call.now, &mut text);
+        }
+    }
+    if wanted("keyspace", true) {
+        section(call.engine, "keyspace", "Keyspace", call.now, &mut text);
+    }
+    reply!(call).verbatim("txt", text.as_bytes());
+}
+
+/// A number of bytes as INFO shows it to people.
+fn human(bytes: u64) -> String {
+    let units = [("K", 1u64 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40)];
+    match units.iter().rev().find(|(_, unit)| bytes >= *unit) {
+        None => format!("{bytes}B"),
+        Some((name, unit)) => format!("{:.2}{name}", bytes as f64 / *unit as f64),
+    }
+}
+
+fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String) {
+    if !out.is_empty() {
+        out.push_str("\r\n");
+    }
+    let _ = write!(out, "# {title}\r\n");
+    let mut line = |field: &str, value: &dyn core::fmt::Display| {
+        let _ = write!(out, "{field}:{value}\r\n");
+    };
+    let seconds = |us: u64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+    match name {
+        "server" => {
+            let uptime = now.monotonic.since(shared.started.monotonic).0 / 1_000_000_000;
+            let run_id: String = shared.run_id.iter().map(|byte| format!("{byte:02x}")).collect();
+            line("redis_version", &REDIS_VERSION);
+            line("millrace_version", &env!("CARGO_PKG_VERSION"));
+            line("redis_git_sha1", &"00000000");
+            line("redis_git_dirty", &0);
+            line("redis_mode", &"standalone");
+            line("os", &"Linux");
+            line("arch_bits", &usize::BITS);
+            line("multiplexing_api", &shared.config.io);
+            line("process_id", &shared.process_id);
+            line("run_id", &run_id);
+            line("tcp_port", &shared.config.port);
+            line("server_time_usec", &now.unix_us);
+            line("uptime_in_seconds", &uptime);
+            line("uptime_in_days", &(uptime / 86_400));
+            line("hz", &shared.config.hz);
+            line("configured_hz", &shared.config.hz);
+            line("config_file", &"");
+            line("io_threads_active", &0);
+        }
+        "clients" => {
+            line("cluster_connections", &0);
+            line("blocked_clients", &0);
+            line("tracking_clients", &0);
+            line("clients_in_timeout_table", &0);
+        }
+        "memory" => {
+            let used = shared.used_memory();
+            let stats = shared.keyspace.stats();
+            line("used_memory_human", &human(used));
+            line("used_memory_rss_human", &human(shared.metrics.process_resident_bytes));
+            line("used_memory_peak_human", &human(shared.metrics.used_memory_peak.max(used)));
+            line("used_memory_overhead", &(stats.index_bytes + shared.buffer_bytes));
+            line("used_memory_lua", &0);
+            line("maxmemory_human", &human(shared.config.maxmemory));
+            line("maxmemory_policy", &shared.config.maxmemory_policy.name());
+            let ratio = shared.metrics.process_resident_bytes as f64 / used.max(1) as f64;
+            line("mem_fragmentation_ratio", &format!("{ratio:.2}"));
+            line("mem_allocator", &"millrace-arena");
+            line("arena_bytes", &stats.arena_bytes);
+            line("arena_live_bytes", &stats.live_bytes);
+            line("arena_dead_bytes", &stats.dead_bytes);
+            line("arena_segments", &stats.segments);
+            line("index_bytes", &stats.index_bytes);
+        }
+        "persistence" => {
+            line("loading", &0);
+            line("async_loading", &0);
+            line("rdb_changes_since_last_save", &0);
+            line("rdb_bgsave_in_progress", &0);
+            line("rdb_last_save_time", &(shared.started.unix_us / 1_000_000));
+            line("rdb_last_bgsave_status", &"ok");
+            line("aof_enabled", &0);
+            line("aof_rewrite_in_progress", &0);
+            line("aof_last_write_status", &"ok");
+        }
+        "stats" => {
+            line("sync_full", &0);
+            line("sync_partial_ok", &0);
+            line("sync_partial_err", &0);
+            line("evicted_clients", &0);
+            line("latest_fork_usec", &0);
+            line("tracking_total_keys", &0);
+            line("tracking_total_items", &0);
+            line("tracking_total_prefixes", &0);
+            line("index_splits", &shared.keyspace.stats().splits);
+            line("compacted_bytes", &shared.keyspace.stats().compacted_bytes);
+        }
+        "replication" => {
+            let run_id: String = shared.run_id.iter().map(|byte| format!("{byte:02x}")).collect();
+            line("role", &"master");
+            line("connected_slaves", &0);
+            line("master_failover_state", &"no-failover");
+            line("master_replid", &run_id);
+            line("master_replid2", &"0000000000000000000000000000000000000000");
+            line("master_repl_offset", &0);
+            line("second_repl_offset", &-1);
+            line("repl_backlog_active", &0);
+            line("repl_backlog_size", &0);
+            line("repl_backlog_first_byte_offset", &0);
+            line("repl_backlog_histlen", &0);
+        }
+        "cpu" => {
+            line("used_cpu_sys", &seconds(shared.metrics.process_system_us));
+            line("used_cpu_user", &seconds(shared.metrics.process_user_us));
+            line("used_cpu_sys_children", &seconds(0));
+            line("used_cpu_user_children", &seconds(0));
+        }
+        "commandstats" => {
+            for command in &COMMANDS {
+                let stats = &shared.metrics.commands[usize::from(command.id)];
+                if stats.calls + stats.rejected + stats.failed > 0 {
+                    let each = stats.nanos as f64 / 1000.0 / stats.calls.max(1) as f64;
+                    line(
+                        &format!("cmdstat_{}", command.name),
+                        &format!(
+                            "calls={},usec={},usec_per_call={each:.2},rejected_calls={},failed_calls={}",
+                            stats.calls,
+                            stats.nanos / 1000,
+                            stats.rejected,
+                            stats.failed
+                        ),
+                    );
+                }
+            }
+        }
+        "errorstats" => {
+            for (code, count) in &shared.metrics.errors {
+                line(&format!("errorstat_{}", String::from_utf8_lossy(code)), &format!("count={count}"));
+            }
+        }
+        "cluster" => line("cluster_enabled", &0),
+        "keyspace" if !shared.keyspace.is_empty() => {
+            let (keys, expires) = (shared.keyspace.len(), shared.keyspace.expires_len());
+            line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+        }
+        _ => {}
+    }
+    for metric in METRICS.iter().filter(|metric| metric.info.0 == name) {
+        line(metric.info.1, &(metric.get)(shared));
+    }
+}

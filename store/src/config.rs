@@ -1,0 +1,355 @@
+//! The settings: one table that the command line, the configuration file, CONFIG GET and SET and the
+//! documentation are read from.
+//!
+//! A setting that Redis has keeps its name, its syntax and its errors. A value is text outside and typed
+//! inside; [`Setting::set`] is the only way from one to the other, so a [`Config`] cannot hold what its table
+//! forbids.
+
+use crate::eviction::EvictionPolicy;
+use crate::session::Peer;
+use alloc::format;
+use alloc::string::{String, ToString};
+
+/// What a value may look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number.
+    Integer {
+        /// The smallest.
+        min: i64,
+        /// The greatest.
+        max: i64,
+    },
+    /// A number of bytes: `100`, `100k` (thousands), `100kb` (1024s), and so with m and g.
+    Memory {
+        /// The smallest.
+        min: u64,
+        /// The greatest.
+        max: u64,
+    },
+    /// `yes` or `no`
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Anything.
+    Text,
+    /// Only this: the feature is not there, but tools ask for it.
+    Only(&'static str),
+}
+
+/// One entry of the table.
+pub struct Setting {
+    /// As in the file and behind `--`.
+    pub name: &'static str,
+    /// What a value may look like.
+    pub kind: Kind,
+    /// The value where nobody gave one.
+    pub default: &'static str,
+    /// Whether CONFIG SET may change it.
+    pub mutable: bool,
+    /// What it is for, in a sentence.
+    pub summary: &'static str,
+    /// The current value, as CONFIG GET shows it.
+    pub get: fn(&Config) -> String,
+    /// Changes it, or says what was expected, in Redis' words.
+    pub set: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+/// A type that a setting can have.
+trait Value: Sized {
+    fn parse(text: &str, kind: Kind) -> Result<Self, String>;
+    fn show(&self) -> String;
+}
+
+macro_rules! number_value {
+    ($($number:ty),*) => {$(
+        impl Value for $number {
+            fn parse(text: &str, kind: Kind) -> Result<Self, String> {
+                parse_number(text, kind)?.try_into().map_err(|_| String::from("argument is out of range"))
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+number_value!(u16, u32, u64, i64, usize);
+
+impl Value for bool {
+    fn parse(text: &str, _: Kind) -> Result<Self, String> {
+        match text {
+            _ if text.eq_ignore_ascii_case("yes") => Ok(true),
+            _ if text.eq_ignore_ascii_case("no") => Ok(false),
+            _ => Err("argument must be 'yes' or 'no'".into()),
+        }
+    }
+    fn show(&self) -> String {
+        if *self { "yes".into() } else { "no".into() }
+    }
+}
+
+impl Value for String {
+    fn parse(text: &str, kind: Kind) -> Result<Self, String> {
+        match kind {
+            Kind::Choice(words) => choose(text, words).map(String::from),
+            Kind::Only("no") if !text.eq_ignore_ascii_case("no") && !text.eq_ignore_ascii_case("yes") => {
+                Err("argument must be 'yes' or 'no'".into())
+            }
+            Kind::Only(only) if text.eq_ignore_ascii_case(only) => Ok(only.into()),
+            Kind::Only(only) => Err(format!("this server has no persistence yet: only '{only}' is possible")),
+            _ => Ok(text.into()),
+        }
+    }
+    fn show(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Value for EvictionPolicy {
+    fn parse(text: &str, kind: Kind) -> Result<Self, String> {
+        let Kind::Choice(words) = kind else { return Err("not a choice".into()) };
+        let word = choose(text, words)?;
+        EvictionPolicy::parse(word).ok_or_else(|| "unknown policy".into())
+    }
+    fn show(&self) -> String {
+        self.name().into()
+    }
+}
+
+/// Who may use DEBUG.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugAccess {
+    /// Nobody.
+    No,
+    /// Everybody.
+    Yes,
+    /// Clients on this machine.
+    Local,
+}
+
+impl DebugAccess {
+    /// Whether this client may.
+    pub fn allows(self, peer: &Peer) -> bool {
+        let local = peer.unix || peer.address.starts_with("127.") || peer.address.starts_with("[::1]");
+        self == DebugAccess::Yes || (self == DebugAccess::Local && local)
+    }
+}
+
+impl Value for DebugAccess {
+    fn parse(text: &str, kind: Kind) -> Result<Self, String> {
+        let Kind::Choice(words) = kind else { return Err("not a choice".into()) };
+        Ok(match choose(text, words)? {
+            "yes" => DebugAccess::Yes,
+            "local" => DebugAccess::Local,
+            _ => DebugAccess::No,
+        })
+    }
+    fn show(&self) -> String {
+        match self {
+            DebugAccess::No => "no",
+            DebugAccess::Yes => "yes",
+            DebugAccess::Local => "local",
+        }
+        .into()
+    }
+}
+
+/// The word of `words` that `text` is, in any case.
+fn choose(text: &str, words: &'static [&'static str]) -> Result<&'static str, String> {
+    words
+        .iter()
+        .find(|word| word.eq_ignore_ascii_case(text))
+        .copied()
+        .ok_or_else(|| format!("argument(s) must be one of the following: {}", words.join(", ")))
+}
+
+fn parse_number(text: &str, kind: Kind) -> Result<i128, String> {
+    let (value, min, max) = match kind {
+        Kind::Memory { min, max } => {
+            let value = parse_memory(text).ok_or("argument must be a memory value")?;
+            (i128::from(value), i128::from(min), i128::from(max))
+        }
+        Kind::Integer { min, max } => {
+            let value = crate::protocol::resp::parse_integer(text.as_bytes());
+            (i128::from(value.ok_or("argument couldn't be parsed into an integer")?), min.into(), max.into())
+        }
+        _ => return Err("not a number".into()),
+    };
+    if value < min || value > max {
+        return Err(format!("argument must be between {min} and {max} inclusive"));
+    }
+    Ok(value)
+}
+
+/// A number of bytes as Redis writes them.
+pub fn parse_memory(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let unit: u64 = match text[digits..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" => 1000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => return None,
+    };
+    if digits == 0 {
+        // Redis reads no digits as zero.
+        return Some(0);
+    }
+    text[..digits].parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// `field: type = "name", kind, "default", fixed|mutable, "summary";` makes the field, the table entry and the
+/// default in one place.
+macro_rules! settings {
+    (@mutable fixed) => { false };
+    (@mutable mutable) => { true };
+    ($($field:ident: $type:ty = $name:literal, $kind:expr, $default:literal, $change:ident, $summary:literal;)*) => {
+        /// The value of every setting.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $(#[doc = $summary] pub $field: $type,)*
+        }
+
+        /// Every setting, in the order of the documentation.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            name: $name,
+            kind: $kind,
+            default: $default,
+            mutable: settings!(@mutable $change),
+            summary: $summary,
+            get: |config| Value::show(&config.$field),
+            set: |config, text| {
+                config.$field = Value::parse(text, $kind)?;
+                Ok(())
+            },
+        },)*];
+
+        impl Default for Config {
+            /// Every setting at the default of the table.
+            fn default() -> Config {
+                Config {
+                    $($field: <$type as Value>::parse($default, $kind).expect("the table's default is valid"),)*
+                }
+            }
+        }
+    };
+}
+
+/// The greatest memory value: a third of what an address can name.
+const MEMORY_MAX: u64 = i64::MAX as u64;
+
+const POLICIES: Kind = Kind::Choice(&[
+    "volatile-lru",
+    "volatile-lfu",
+    "volatile-random",
+    "volatile-ttl",
+    "allkeys-lru",
+    "allkeys-lfu",
+    "allkeys-random",
+    "noeviction",
+]);
+
+settings! {
+    port: u16 = "port", Kind::Integer { min: 0, max: 65_535 }, "6379", fixed, "TCP port for RESP; 0 takes a free one.";
+    bind: String = "bind", Kind::Text, "127.0.0.1", fixed, "Addresses to listen on, separated by spaces.";
+    unixsocket: String = "unixsocket", Kind::Text, "", fixed, "Path of a Unix socket for RESP; empty: none.";
+    http_port: u16 = "http-port", Kind::Integer { min: 0, max: 65_535 }, "8080", fixed, "TCP port for HTTP; 0 takes a free one.";
+    http: bool = "http", Kind::Switch, "yes", fixed, "Whether to listen for HTTP.";
+    http_allowed_hosts: String = "http-allowed-hosts", Kind::Text, "", mutable, "Host names HTTP requests may carry beside IP literals and localhost, separated by spaces; * allows any.";
+    dir: String = "dir", Kind::Text, ".", fixed, "Directory of the data files.";
+    maxmemory: u64 = "maxmemory", Kind::Memory { min: 0, max: MEMORY_MAX }, "0", mutable, "Bytes that keys, values, index and buffers may take; 0: no limit.";
+    maxmemory_policy: EvictionPolicy = "maxmemory-policy", POLICIES, "noeviction", mutable, "Which keys make room when maxmemory is reached.";
+    maxmemory_samples: u32 = "maxmemory-samples", Kind::Integer { min: 1, max: 2_147_483_647 }, "5", mutable, "Keys compared for one eviction.";
+    lfu_log_factor: u32 = "lfu-log-factor", Kind::Integer { min: 0, max: 2_147_483_647 }, "10", mutable, "How slowly the use counter saturates.";
+    lfu_decay_time: u32 = "lfu-decay-time", Kind::Integer { min: 0, max: 2_147_483_647 }, "1", mutable, "Minutes after which the use counter loses one.";
+    maxclients: u32 = "maxclients", Kind::Integer { min: 1, max: 4_294_967_295 }, "10000", mutable, "Connections at the same time.";
+    requirepass: String = "requirepass", Kind::Text, "", mutable, "The password; empty: none.";
+    timeout: u32 = "timeout", Kind::Integer { min: 0, max: 2_147_483_647 }, "0", mutable, "Seconds after which a silent client is closed; 0: never.";
+    tcp_backlog: u32 = "tcp-backlog", Kind::Integer { min: 0, max: 2_147_483_647 }, "4096", fixed, "Connections waiting to be accepted.";
+    tcp_keepalive: u32 = "tcp-keepalive", Kind::Integer { min: 0, max: 2_147_483_647 }, "300", mutable, "Seconds between probes of a silent peer; 0: none.";
+    databases: u32 = "databases", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Number of databases; there is one.";
+    shards: u32 = "shards", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Threads that each own a part of the keys; one for now.";
+    pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards, such as 0 or 0,2; empty: not pinned.";
+    io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
+    durability: String = "durability", Kind::Choice(&["off"]), "off", fixed, "What an acknowledged write survives; off: a crash takes it.";
+    output_buffer_max: usize = "output-buffer-max", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", mutable, "Bytes of replies one client may leave unread before it is closed.";
+    proto_max_bulk_len: u64 = "proto-max-bulk-len", Kind::Memory { min: 1_048_576, max: 1 << 30 }, "512mb", mutable, "The longest argument.";
+    client_query_buffer_limit: usize = "client-query-buffer-limit", Kind::Memory { min: 1_048_576, max: 4_000_000_000 }, "1gb", mutable, "Bytes of one client's commands that are not executed yet.";
+    slowlog_log_slower_than: i64 = "slowlog-log-slower-than", Kind::Integer { min: -1, max: i64::MAX }, "10000", mutable, "Microseconds from which a command is kept in the slow log; -1: none is.";
+    slowlog_max_len: u64 = "slowlog-max-len", Kind::Integer { min: 0, max: i64::MAX }, "128", mutable, "Entries the slow log keeps.";
+    latency_monitor_threshold: u64 = "latency-monitor-threshold", Kind::Integer { min: 0, max: i64::MAX }, "0", mutable, "Milliseconds from which an event is kept for LATENCY; 0: none is.";
+    hz: u32 = "hz", Kind::Integer { min: 0, max: 2_147_483_647 }, "10", mutable, "Accepted for Redis' sake: background work is done in every turn.";
+    save: String = "save", Kind::Only(""), "", mutable, "Snapshot schedule; there is none yet.";
+    appendonly: String = "appendonly", Kind::Only("no"), "no", mutable, "Redis' log; there is none.";
+    enable_debug_command: DebugAccess = "enable-debug-command", Kind::Choice(&["no", "yes", "local"]), "no", fixed, "Who may use DEBUG.";
+    uring_defer_taskrun: bool = "uring-defer-taskrun", Kind::Switch, "yes", fixed, "io_uring: completions are processed only when we wait.";
+    uring_single_issuer: bool = "uring-single-issuer", Kind::Switch, "yes", fixed, "io_uring: one thread alone submits; off also ends uring-defer-taskrun.";
+    uring_no_sqarray: bool = "uring-no-sqarray", Kind::Switch, "yes", fixed, "io_uring: submissions without the array of indices.";
+    uring_multishot_accept: bool = "uring-multishot-accept", Kind::Switch, "yes", fixed, "io_uring: one accept serves many connections.";
+    uring_multishot_receive: bool = "uring-multishot-receive", Kind::Switch, "yes", fixed, "io_uring: one receive serves many messages.";
+    uring_provided_buffers: bool = "uring-provided-buffers", Kind::Switch, "yes", fixed, "io_uring: connections share receive buffers; off: each has its own, and uring-multishot-receive ends.";
+    uring_provided_buffers_count: u32 = "uring-provided-buffers-count", Kind::Integer { min: 1, max: 32_768 }, "512", fixed, "io_uring: receive buffers shared by all connections.";
+    uring_provided_buffer_size: u32 = "uring-provided-buffer-size", Kind::Integer { min: 64, max: 1_048_576 }, "16384", fixed, "io_uring: bytes of each.";
+    uring_registered_ring: bool = "uring-registered-ring", Kind::Switch, "yes", fixed, "io_uring: the ring's descriptor is registered.";
+    uring_direct_descriptors: bool = "uring-direct-descriptors", Kind::Switch, "no", fixed, "io_uring: connections live in the ring's own descriptor table.";
+    uring_min_wait_us: u32 = "uring-min-wait-us", Kind::Integer { min: 0, max: 1_000_000 }, "0", fixed, "io_uring: microseconds to wait for more completions.";
+}
+
+impl Setting {
+    /// The setting of this name, in any case.
+    pub fn find(name: &[u8]) -> Option<&'static Setting> {
+        SETTINGS.iter().find(|setting| setting.name.as_bytes().eq_ignore_ascii_case(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_reads_back_what_it_shows() {
+        let config = Config::default();
+        for setting in SETTINGS {
+            let mut changed = config.clone();
+            (setting.set)(&mut changed, &(setting.get)(&config)).unwrap();
+            assert_eq!(changed, config, "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_in_lower_case() {
+        for (at, setting) in SETTINGS.iter().enumerate() {
+            assert_eq!(setting.name, setting.name.to_ascii_lowercase());
+            assert!(SETTINGS[..at].iter().all(|other| other.name != setting.name), "{} twice", setting.name);
+        }
+    }
+
+    #[test]
+    fn memory_is_read_as_redis_reads_it() {
+        assert_eq!(parse_memory("100mb"), Some(100 << 20));
+        assert_eq!(parse_memory("100M"), Some(100_000_000));
+        assert_eq!(parse_memory("7"), Some(7));
+        assert_eq!(parse_memory("7x"), None);
+        assert_eq!(parse_memory("-1"), None);
+        assert_eq!(parse_memory("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn a_bad_value_changes_nothing_and_says_what_was_expected() {
+        let mut config = Config::default();
+        let set = |config: &mut Config, name: &str, text: &str| {
+            (Setting::find(name.as_bytes()).unwrap().set)(config, text).unwrap_err()
+        };
+        assert_eq!(
+            set(&mut config, "maxclients", "0"),
+            "argument must be between 1 and 4294967295 inclusive"
+        );
+        assert_eq!(set(&mut config, "maxmemory", "1x"), "argument must be a memory value");
+        assert_eq!(set(&mut config, "timeout", "a"), "argument couldn't be parsed into an integer");
+        assert_eq!(set(&mut config, "uring-defer-taskrun", "1"), "argument must be 'yes' or 'no'");
+        assert_eq!(config, Config::default());
+    }
+}

@@ -1,0 +1,945 @@
+//! One shard of the server: bytes and time in, replies and actions out.
+//!
+//! The driver calls a `handle_*` method for each thing that happened, [`Engine::finish_turn`] once a turn, and
+//! then carries out what [`Engine::poll_action`] says. Nothing here waits, reads a clock of its own or talks
+//! to the kernel.
+//!
+//! **A batch.** The commands of one receive are taken 64 at a time: parsed and looked up, the index bucket of
+//! each first key prefetched, then each record, and only then executed, in order. From a pipeline of 16 on,
+//! waiting for memory is what a GET costs, and this overlaps the waits. Arguments stay where they arrived.
+//!
+//! **Back-pressure.** A client that does not read is not executed for: above [`HIGH_WATER`] bytes of unsent
+//! output its input waits, and the driver is asked to stop receiving. What one command can produce beyond
+//! that is bounded by `output-buffer-max` and one bulk string; a client over it is closed and counted.
+//!
+//! **Time.** A command that can take long is timed by itself. Quick ones are timed as a run, and each gets an
+//! equal share: their sum is exact, their distribution is that of the runs.
+
+use crate::arena::SegmentSource;
+use crate::command::{self, Command, Outcome, Pausing, flag};
+use crate::config::Config;
+use crate::eviction::EvictionPolicy;
+use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions};
+use crate::metrics::Metrics;
+use crate::protocol::http;
+use crate::protocol::reply::Reply;
+use crate::protocol::resp::{self, Args, Found, Limits, Parsed};
+use crate::pubsub::{self, PubSub, Space};
+use crate::session::{ConnectionId, Peer, Session, Sessions, Transport};
+use crate::slowlog::{LatencyMonitor, SlowLog};
+use crate::time::{Clock, Nanos, Now};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Unsent output above which a session's input waits.
+pub const HIGH_WATER: usize = 1 << 20;
+
+/// Commands parsed ahead.
+const BATCH: usize = 64;
+
+/// Arguments parsed ahead: more end the batch, so that one that has to be parsed again costs little.
+const BATCH_ARGUMENTS: usize = 4096;
+
+/// A command longer than this is timed by itself: copying it takes long, however quick the command.
+const QUICK_BYTES_MAX: usize = 16 * 1024;
+
+/// Evictions one command may cause. What is left to evict, the next commands and turns evict.
+const EVICTIONS_PER_COMMAND: usize = 1024;
+
+/// Records expired, and bytes compacted, in one turn.
+const EXPIRE_BUDGET: usize = 256;
+const COMPACT_BUDGET: usize = 64 * 1024;
+
+/// Sessions looked at for `timeout` in one turn.
+const TIMEOUT_SCAN: usize = 256;
+
+/// Something the driver must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// This session has output to send.
+    Flush(ConnectionId),
+    /// Close once its output is out.
+    Close(ConnectionId),
+    /// Close at once and drop its output.
+    Abort(ConnectionId),
+    /// Receive nothing more for now.
+    PauseReceive(ConnectionId),
+    /// Receive again.
+    ResumeReceive(ConnectionId),
+    /// Stand still before anything is sent (DEBUG SLEEP).
+    Stall(Nanos),
+    /// Stop the server.
+    Shutdown,
+}
+
+/// The randomness of a shard, all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seeds {
+    /// For the hashes of keys.
+    pub hash: u64,
+    /// For choices: RANDOMKEY, eviction.
+    pub random: u64,
+    /// The run's name, shown as 40 hexadecimal digits.
+    pub run_id: [u8; 20],
+}
+
+/// CLIENT PAUSE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Until when, on the monotonic clock; `None`: there is no pause.
+    pub until: Option<Nanos>,
+    /// Reads wait too.
+    pub all: bool,
+}
+
+impl Pause {
+    /// Whether a command waits.
+    pub fn holds(&self, writes: bool) -> bool {
+        self.until.is_some() && (self.all || writes)
+    }
+}
+
+/// Buffers without a user. Idle sessions own none, busy ones take turns with these.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    free: Vec<Vec<u8>>,
+}
+
+impl BufferPool {
+    /// More are given back to the allocator.
+    const BUFFERS_MAX: usize = 512;
+    /// Larger ones are given back to the allocator.
+    const BYTES_MAX: usize = 64 * 1024;
+
+    /// An empty buffer.
+    #[inline]
+    pub fn take(&mut self) -> Vec<u8> {
+        self.free.pop().unwrap_or_default()
+    }
+
+    /// Takes a buffer back.
+    #[inline]
+    pub fn give(&mut self, mut buffer: Vec<u8>) {
+        let wanted = buffer.capacity() > 0 && buffer.capacity() <= Self::BYTES_MAX;
+        if wanted && self.free.len() < Self::BUFFERS_MAX {
+            buffer.clear();
+            self.free.push(buffer);
+        }
+    }
+}
+
+/// Everything of a shard but the session being executed: what a [`command::Call`] holds as `engine`.
+pub struct Shared {
+    /// The data.
+    pub keyspace: Keyspace,
+    /// The settings.
+    pub config: Config,
+    /// The counters.
+    pub metrics: Metrics,
+    /// The listeners.
+    pub pubsub: PubSub,
+    /// The slow commands.
+    pub slowlog: SlowLog,
+    /// The slow events.
+    pub latency: LatencyMonitor,
+    /// What HTTP keeps between requests.
+    pub http: http::Responder,
+    /// All sessions but the one being executed.
+    pub sessions: Sessions,
+    /// What the driver must do.
+    pub actions: VecDeque<Action>,
+    /// CLIENT PAUSE.
+    pub pause: Pause,
+    /// See [`Seeds::run_id`].
+    pub run_id: [u8; 20],
+    /// When the server started.
+    pub started: Now,
+    /// Clients connected, without those that were refused.
+    pub clients: usize,
+    /// Clients that listen to something.
+    pub subscribers: usize,
+    /// Bytes of all sessions' buffers.
+    pub buffer_bytes: usize,
+    /// Time added by DEBUG SLEEP: it passes after the command, but belongs to it.
+    pub stalled: Nanos,
+    /// The server is stopping.
+    pub shutting_down: bool,
+    /// DEBUG SET-ACTIVE-EXPIRE: keys expire without being touched.
+    pub expires_actively: bool,
+    /// Shown by INFO; the driver sets it.
+    pub process_id: u32,
+    /// Whether the gate has something to ask of every client: there is a memory limit or a pause.
+    pub(crate) is_restricted: bool,
+    /// Whether quick commands are timed one by one too: the slow log wants to know of microseconds.
+    pub(crate) times_everything: bool,
+    pub(crate) pool: BufferPool,
+    /// Sessions that wait for CLIENT UNPAUSE.
+    pub(crate) postponed: Vec<ConnectionId>,
+    next_client_id: u64,
+    /// Where the search for silent clients goes on.
+    timeout_scan: usize,
+    receivers: Vec<(ConnectionId, Option<Box<[u8]>>)>,
+}
+
+impl Shared {
+    /// Bytes that `maxmemory` bounds.
+    #[inline]
+    pub fn used_memory(&self) -> u64 {
+        (self.keyspace.used_bytes() + self.buffer_bytes) as u64
+    }
+
+    /// Evicts until there is room; `false`: there is none to be made.
+    pub(crate) fn make_room(&mut self, now: Now) -> bool {
+        let limit = self.config.maxmemory;
+        if limit == 0 || self.used_memory() <= limit {
+            return true;
+        }
+        self.metrics.used_memory_peak = self.metrics.used_memory_peak.max(self.used_memory());
+        for _ in 0..EVICTIONS_PER_COMMAND {
+            if self.used_memory() <= limit {
+                return true;
+            }
+            if self.config.maxmemory_policy == EvictionPolicy::NoEviction
+                || self.keyspace.evict_one(self.config.maxmemory_policy, now).is_none()
+            {
+                return false;
+            }
+        }
+        // Like Redis, a command that has paid its share goes on; but a flood must not run away.
+        self.used_memory() <= limit + limit / 4
+    }
+
+    /// Recomputes what depends on settings. Call it after changing them.
+    pub fn settings_changed(&mut self, now: Now) {
+        let threshold = self.config.slowlog_log_slower_than;
+        self.is_restricted = self.config.maxmemory > 0 || self.pause.until.is_some();
+        self.times_everything =
+            (0..1000).contains(&threshold) || (1..=1).contains(&self.config.latency_monitor_threshold);
+        self.slowlog.truncate(self.config.slowlog_max_len as usize);
+        let config = &self.config;
+        self.keyspace.set_eviction_parameters(
+            config.lfu_log_factor,
+            config.lfu_decay_time,
+            config.maxmemory_samples as usize,
+        );
+        self.keyspace.set_access_mode(self.config.maxmemory_policy.access_mode(), now);
+    }
+
+    /// Keeps a command that took long.
+    #[inline]
+    pub(crate) fn note_slow(
+        &mut self,
+        session: &Session,
+        command: &Command,
+        args: &Args<'_>,
+        elapsed: Nanos,
+        now: Now,
+    ) {
+        let threshold = self.config.slowlog_log_slower_than;
+        if threshold >= 0 && elapsed.0 / 1000 >= threshold as u64 && command.flags & flag::SKIP_SLOWLOG == 0 {
+            let max = self.config.slowlog_max_len as usize;
+            if max > 0 {
+                self.slowlog.push(args, &session.peer.address, session.name(), elapsed, now, max);
+            }
+        }
+        let threshold = self.config.latency_monitor_threshold;
+        if threshold > 0 && elapsed.0 / 1_000_000 >= threshold {
+            let event = if command.flags & flag::FAST != 0 { "fast-command" } else { "command" };
+            self.latency.push(event, elapsed, now);
+        }
+    }
+
+    /// Ends a session at once: it has broken a bound, or somebody killed it.
+    pub(crate) fn abort(&mut self, session: &mut Session) {
+        if !session.aborted {
+            session.aborted = true;
+            session.closing = true;
+            session.output = Vec::new();
+            session.input = Vec::new();
+            session.input_start = 0;
+            session.partial = None;
+            self.leave(session);
+            self.actions.push_back(Action::Abort(session.connection));
+        }
+    }
+
+    /// [`abort`](Self::abort) for unread output.
+    #[cold]
+    pub(crate) fn doom(&mut self, session: &mut Session) {
+        if !session.aborted {
+            self.metrics.output_limit_disconnections += 1;
+            self.abort(session);
+        }
+    }
+
+    /// Takes a session out of everything that knows it by name.
+    pub(crate) fn leave(&mut self, session: &mut Session) {
+        command::transaction::discard_transaction(self, session);
+        command::pubsub::unsubscribe_all(self, session);
+        if !session.left {
+            session.left = true;
+            self.clients -= usize::from(!session.refused);
+        }
+    }
+
+    /// Sends a message to everybody who listens; returns how many that are.
+    pub fn publish(&mut self, caller: &mut Session, space: Space, channel: &[u8], message: &[u8]) -> usize {
+        let mut receivers = core::mem::take(&mut self.receivers);
+        self.pubsub.receivers(space, channel, &mut receivers);
+        for (connection, pattern) in &receivers {
+            let pattern = pattern.as_deref();
+            if *connection == caller.connection {
+                pubsub::write_message(&mut caller.output, caller.resp3, space, pattern, channel, message);
+            } else if let Some(mut session) = self.sessions.take(*connection) {
+                self.deliver(&mut session, |out, resp3| {
+                    pubsub::write_message(out, resp3, space, pattern, channel, message);
+                });
+                self.sessions.insert(session);
+            }
+        }
+        let count = receivers.len();
+        receivers.clear();
+        receivers.shrink_to(64);
+        self.receivers = receivers;
+        self.metrics.messages_published += 1;
+        count
+    }
+
+    /// Appends to the output of a session that is not being executed.
+    fn deliver(&mut self, session: &mut Session, write: impl FnOnce(&mut Vec<u8>, bool)) {
+        if session.closing {
+            return;
+        }
+        if session.unsent() > self.config.output_buffer_max {
+            self.doom(session);
+        } else {
+            if session.output.capacity() == 0 {
+                session.output = self.pool.take();
+            }
+            write(&mut session.output, session.resp3);
+            self.queue_flush(session);
+        }
+        self.charge(session);
+    }
+
+    #[inline]
+    fn queue_flush(&mut self, session: &mut Session) {
+        if !session.flush_queued && !session.output.is_empty() {
+            session.flush_queued = true;
+            self.actions.push_back(Action::Flush(session.connection));
+        }
+    }
+
+    /// Brings the sum of all buffers up to date with one session.
+    #[inline]
+    fn charge(&mut self, session: &mut Session) {
+        let bytes = session.buffer_bytes();
+        self.buffer_bytes = self.buffer_bytes - session.charged + bytes;
+        session.charged = bytes;
+    }
+
+    /// After anything happened to a session: what the driver has to know of it.
+    #[inline]
+    fn settle(&mut self, session: &mut Session) {
+        if session.aborted {
+            // The command that was its end may have written on.
+            session.output = Vec::new();
+        }
+        if session.output.is_empty() {
+            if session.output.capacity() > 0 {
+                self.pool.give(core::mem::take(&mut session.output));
+            }
+        } else {
+            self.queue_flush(session);
+        }
+        let wants_pause = !session.closing
+            && (session.paused_output
+                || session.paused_client
+                || (session.http.is_some() && http::is_paused(session)));
+        if wants_pause != session.receive_paused {
+            session.receive_paused = wants_pause;
+            let connection = session.connection;
+            self.actions.push_back(if wants_pause {
+                Action::PauseReceive(connection)
+            } else {
+                Action::ResumeReceive(connection)
+            });
+        }
+        if session.closing && !session.close_queued && !session.aborted {
+            session.close_queued = true;
+            self.actions.push_back(Action::Close(session.connection));
+        }
+        self.charge(session);
+    }
+}
+
+/// A command of a batch.
+struct Planned {
+    command: Option<&'static Command>,
+    first_key_hash: Option<KeyHash>,
+    /// Where it starts in the buffer.
+    start: usize,
+    /// Where it ends.
+    end: usize,
+    first_span: u32,
+    spans: u32,
+    inline: bool,
+}
+
+/// The scratch space of a batch.
+#[derive(Default)]
+struct Batch {
+    found: Found,
+    commands: Vec<Planned>,
+}
+
+/// A clock that stands still, for what is executed without the driver's.
+struct StandingClock(Nanos);
+
+impl Clock for StandingClock {
+    fn monotonic(&self) -> Nanos {
+        self.0
+    }
+}
+
+/// One shard.
+pub struct Engine {
+    shared: Shared,
+    batch: Batch,
+    /// The background work has more to do at once.
+    busy: bool,
+}
+
+impl Engine {
+    /// A shard without data and without sessions.
+    pub fn new(config: Config, seeds: Seeds, source: Box<dyn SegmentSource>, now: Now) -> Engine {
+        let options = KeyspaceOptions {
+            hash_seed: seeds.hash,
+            random_seed: seeds.random,
+            ..KeyspaceOptions::default()
+        };
+        let mut shared = Shared {
+            keyspace: Keyspace::new(options, source),
+            config,
+            metrics: Metrics::default(),
+            pubsub: PubSub::default(),
+            slowlog: SlowLog::default(),
+            latency: LatencyMonitor::default(),
+            http: http::Responder::default(),
+            sessions: Sessions::default(),
+            actions: VecDeque::new(),
+            pause: Pause::default(),
+            run_id: seeds.run_id,
+            started: now,
+            clients: 0,
+            subscribers: 0,
+            buffer_bytes: 0,
+            stalled: Nanos(0),
+            shutting_down: false,
+            expires_actively: true,
+            process_id: 0,
+            is_restricted: false,
+            times_everything: false,
+            pool: BufferPool::default(),
+            postponed: Vec::new(),
+            next_client_id: 1,
+            timeout_scan: 0,
+            receivers: Vec::new(),
+        };
+        shared.settings_changed(now);
+        Engine { shared, batch: Batch::default(), busy: false }
+    }
+
+    /// A connection was accepted.
+    pub fn handle_connect(&mut self, connection: ConnectionId, peer: Peer, now: Now) {
+        let shared = &mut self.shared;
+        let id = shared.next_client_id;
+        shared.next_client_id += 1;
+        shared.metrics.connections_received += 1;
+        let is_http = peer.transport == Transport::Http;
+        let mut session = Box::new(Session::new(connection, id, peer, now));
+        session.authenticated = shared.config.requirepass.is_empty();
+        if is_http {
+            session.http = Some(Box::default());
+        }
+        if shared.clients >= shared.config.maxclients as usize {
+            shared.metrics.connections_rejected += 1;
+            session.refused = true;
+            session.closing = true;
+            if is_http {
+                http::refuse_connection(&mut session.output, now);
+            } else {
+                Reply::new(&mut session.output, false).error("ERR max number of clients reached");
+            }
+        } else {
+            shared.clients += 1;
+            session.closing = shared.shutting_down;
+        }
+        shared.settle(&mut session);
+        shared.sessions.insert(session);
+    }
+
+    /// Bytes arrived.
+    pub fn handle_receive(&mut self, connection: ConnectionId, bytes: &[u8], now: Now, clock: &dyn Clock) {
+        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        self.shared.metrics.input_bytes += bytes.len() as u64;
+        if !session.closing {
+            session.last_interaction = now.monotonic;
+            if session.http.is_some() {
+                http::handle_receive(&mut self.shared, &mut session, bytes, now, clock);
+            } else {
+                self.receive_resp(&mut session, bytes, now, clock);
+            }
+        }
+        self.shared.settle(&mut session);
+        self.shared.sessions.insert(session);
+    }
+
+    /// The peer will send nothing more: what is complete is answered, then the connection closes.
+    pub fn handle_receive_end(&mut self, connection: ConnectionId, _now: Now) {
+        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        session.input_ended = true;
+        if session.http.is_some() && !session.closing {
+            http::handle_receive_end(&mut session);
+        } else if !session.paused_output && !session.paused_client {
+            session.closing = true;
+        }
+        self.shared.settle(&mut session);
+        self.shared.sessions.insert(session);
+    }
+
+    /// The connection is gone.
+    pub fn handle_disconnect(&mut self, connection: ConnectionId, _now: Now) {
+        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        self.shared.leave(&mut session);
+        self.shared.buffer_bytes -= session.charged;
+        self.shared.pool.give(core::mem::take(&mut session.output));
+    }
+
+    /// All that the session has to send; the caller owns it until [`handle_sent`](Self::handle_sent).
+    pub fn take_output(&mut self, connection: ConnectionId) -> Option<Vec<u8>> {
+        let session = self.shared.sessions.get_mut(connection)?;
+        session.flush_queued = false;
+        if session.output.is_empty() || session.aborted {
+            return None;
+        }
+        let output = core::mem::take(&mut session.output);
+        session.in_flight += output.len();
+        self.shared.metrics.output_bytes += output.len() as u64;
+        Some(output)
+    }
+
+    /// What [`take_output`](Self::take_output) gave was sent; the buffer comes back.
+    pub fn handle_sent(&mut self, connection: ConnectionId, buffer: Vec<u8>, now: Now, clock: &dyn Clock) {
+        if let Some(mut session) = self.shared.sessions.take(connection) {
+            session.in_flight = 0;
+            if session.http.is_some() {
+                if !session.closing {
+                    http::resume(&mut self.shared, &mut session, now, clock);
+                }
+            } else if session.paused_output && session.unsent() < HIGH_WATER && !session.closing {
+                session.paused_output = false;
+                self.run_kept(&mut session, now, clock);
+            }
+            self.shared.settle(&mut session);
+            self.shared.sessions.insert(session);
+        }
+        self.shared.pool.give(buffer);
+    }
+
+    /// Background work, a bounded amount: expiry, eviction, compaction, silent clients, the end of a pause.
+    pub fn finish_turn(&mut self, now: Now) {
+        let shared = &mut self.shared;
+        self.busy = shared.expires_actively && shared.keyspace.expire_some(now, EXPIRE_BUDGET);
+        if shared.config.maxmemory > 0
+            && shared.config.maxmemory_policy != EvictionPolicy::NoEviction
+            && shared.used_memory() > shared.config.maxmemory
+        {
+            shared.make_room(now);
+            self.busy |= shared.used_memory() > shared.config.maxmemory && shared.keyspace.len() > 0;
+        }
+        self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
+        shared.metrics.tick(now.monotonic);
+        if shared.pause.until.is_some_and(|until| until <= now.monotonic) {
+            shared.pause.until = None;
+            shared.settings_changed(now);
+        }
+        if shared.config.timeout > 0 {
+            Self::close_silent(shared, now);
+        }
+        if shared.pause.until.is_none() && !shared.postponed.is_empty() {
+            self.resume_postponed(now);
+        }
+    }
+
+    /// The next thing for the driver to do.
+    #[inline]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.shared.actions.pop_front()
+    }
+
+    /// How long nothing needs to be done if nothing happens; `None`: for ever.
+    pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
+        if self.busy {
+            return Some(Nanos(0));
+        }
+        let shared = &self.shared;
+        let pause = shared.pause.until.map(|until| until.since(now.monotonic));
+        let silence = (shared.config.timeout > 0 && shared.clients > 0).then_some(Nanos(1_000_000_000));
+        [shared.keyspace.next_expiry_check(now), pause, silence].into_iter().flatten().min()
+    }
+
+    /// The server is to stop: nothing more is executed, what is answered is sent.
+    pub fn begin_shutdown(&mut self, _now: Now) {
+        self.shared.shutting_down = true;
+        for slot in 0..self.shared.sessions.slots() {
+            let Some(connection) = self.shared.sessions.at(slot).map(|session| session.connection) else {
+                continue;
+            };
+            if let Some(mut session) = self.shared.sessions.take(connection) {
+                session.closing = true;
+                self.shared.settle(&mut session);
+                self.shared.sessions.insert(session);
+            }
+        }
+    }
+
+    /// The counters, for the driver's own.
+    pub fn metrics_mut(&mut self) -> &mut Metrics {
+        &mut self.shared.metrics
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Everything but the sessions' input, for tools and tests.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// As [`shared`](Self::shared).
+    pub fn shared_mut(&mut self) -> &mut Shared {
+        &mut self.shared
+    }
+
+    #[inline]
+    fn receive_resp(&mut self, session: &mut Session, bytes: &[u8], now: Now, clock: &dyn Clock) {
+        if session.output.capacity() == 0 {
+            session.output = self.shared.pool.take();
+        }
+        let waits = session.paused_output || session.paused_client;
+        if session.input.is_empty() && !waits {
+            let done = self.run(session, bytes, 0, now, clock);
+            if done < bytes.len() && !session.closing {
+                session.input = self.shared.pool.take();
+                session.input.extend_from_slice(&bytes[done..]);
+                session.input_start = 0;
+            }
+            return;
+        }
+        session.input.extend_from_slice(bytes);
+        if session.input.len() - session.input_start > self.shared.config.client_query_buffer_limit {
+            self.shared.metrics.query_limit_disconnections += 1;
+            return self.shared.abort(session);
+        }
+        if !waits {
+            self.run_kept(session, now, clock);
+        }
+    }
+
+    /// Executes what the session has kept, as far as it goes.
+    fn run_kept(&mut self, session: &mut Session, now: Now, clock: &dyn Clock) {
+        if session.output.capacity() == 0 {
+            session.output = self.shared.pool.take();
+        }
+        let mut input = core::mem::take(&mut session.input);
+        let done = self.run(session, &input, session.input_start, now, clock);
+        if done == input.len() || session.closing {
+            session.input_start = 0;
+            self.shared.pool.give(input);
+        } else {
+            session.input_start = done;
+            // Moving costs at most what was executed since the last move.
+            if done > input.len() / 2 {
+                input.drain(..done);
+                session.input_start = 0;
+            }
+            session.input = input;
+        }
+        if session.input_ended && !session.paused_output && !session.paused_client {
+            session.closing = true;
+        }
+    }
+
+    /// Parses and executes from `at` on; returns how far it came. It stops where a command is incomplete,
+    /// where the session has to wait, and where it ends.
+    fn run(
+        &mut self,
+        session: &mut Session,
+        buffer: &[u8],
+        mut at: usize,
+        now: Now,
+        clock: &dyn Clock,
+    ) -> usize {
+        let Engine { shared, batch, .. } = self;
+        while at < buffer.len() {
+            batch.commands.clear();
+            batch.found.spans.clear();
+            batch.found.inline.clear();
+            let limits =
+                Limits { bulk_max: shared.config.proto_max_bulk_len, authenticated: session.authenticated };
+            let mut parsed_to = at;
+            let stop = batch.plan(shared, session, buffer, &mut parsed_to, limits);
+            let planned = batch.commands.len();
+            let done = batch.execute(shared, session, buffer, now, clock);
+            if session.closing {
+                return buffer.len();
+            }
+            if done < planned {
+                // What was parsed behind is parsed again when its time comes.
+                session.partial = None;
+                return batch.commands[done].start;
+            }
+            at = parsed_to;
+            match stop {
+                Some(Parsed::Error(error)) => {
+                    let start = session.output.len();
+                    Reply::new(&mut session.output, session.resp3).error_bytes(&error.text());
+                    shared.metrics.protocol_errors += 1;
+                    shared.metrics.note_error(&session.output[start..]);
+                    session.closing = true;
+                    return buffer.len();
+                }
+                Some(_) => return at,
+                None => {}
+            }
+        }
+        if batch.found.spans.capacity() > 4 * BATCH_ARGUMENTS {
+            batch.found = Found::default();
+        }
+        at
+    }
+
+    /// Executes what waited for the end of CLIENT PAUSE.
+    #[cold]
+    fn resume_postponed(&mut self, now: Now) {
+        let clock = StandingClock(now.monotonic);
+        for connection in core::mem::take(&mut self.shared.postponed) {
+            let Some(mut session) = self.shared.sessions.take(connection) else { continue };
+            if session.paused_client {
+                session.paused_client = false;
+                if session.http.is_some() {
+                    http::resume(&mut self.shared, &mut session, now, &clock);
+                } else if !session.closing && !session.paused_output {
+                    self.run_kept(&mut session, now, &clock);
+                }
+            }
+            self.shared.settle(&mut session);
+            self.shared.sessions.insert(session);
+        }
+    }
+
+    /// Closes some of the clients that said nothing for `timeout` seconds.
+    #[cold]
+    fn close_silent(shared: &mut Shared, now: Now) {
+        let limit = u64::from(shared.config.timeout) * 1_000_000_000;
+        for _ in 0..TIMEOUT_SCAN.min(shared.sessions.slots()) {
+            let slot = shared.timeout_scan % shared.sessions.slots();
+            shared.timeout_scan = slot + 1;
+            let silent = shared.sessions.at(slot).filter(|session| {
+                now.monotonic.since(session.last_interaction).0 > limit
+                    && !session.is_subscriber()
+                    && !session.closing
+            });
+            let Some(connection) = silent.map(|session| session.connection) else { continue };
+            if let Some(mut session) = shared.sessions.take(connection) {
+                shared.metrics.timeout_disconnections += 1;
+                shared.abort(&mut session);
+                shared.settle(&mut session);
+                shared.sessions.insert(session);
+            }
+        }
+    }
+}
+
+impl Batch {
+    /// Parses up to [`BATCH`] commands, looks them up, and has the memory of their keys on its way.
+    /// Returns why it stopped, if not because the batch is full.
+    #[inline]
+    fn plan(
+        &mut self,
+        shared: &mut Shared,
+        session: &mut Session,
+        buffer: &[u8],
+        at: &mut usize,
+        limits: Limits,
+    ) -> Option<Parsed> {
+        let mut stop = None;
+        while self.commands.len() < BATCH && self.found.spans.len() < BATCH_ARGUMENTS {
+            if *at == buffer.len() {
+                break;
+            }
+            let (start, first_span) = (*at, self.found.spans.len());
+            let parsed = resp::parse(buffer, at, limits, &mut session.partial, &mut self.found);
+            let inline = match parsed {
+                Parsed::Command => false,
+                Parsed::Inline => true,
+                Parsed::Incomplete | Parsed::Error(_) => {
+                    stop = Some(parsed);
+                    break;
+                }
+            };
+            let source = if inline { &self.found.inline } else { buffer };
+            let args = Args::new(source, &self.found.spans[first_span..]);
+            let command = command::resolve(&args);
+            let mut first_key_hash = None;
+            if let Some(command) = command
+                && let Some(key) = args.get(command.keys.first as usize).filter(|_| command.keys.first > 0)
+            {
+                let hash = shared.keyspace.hash(key);
+                shared.keyspace.prefetch_bucket(hash);
+                first_key_hash = Some(hash);
+            }
+            let spans = args.len() as u32;
+            self.commands.push(Planned {
+                command,
+                first_key_hash,
+                start,
+                end: *at,
+                first_span: first_span as u32,
+                spans,
+                inline,
+            });
+            // Before the password the limits are others, and a few commands change what follows them.
+            if !session.authenticated || command.is_none_or(|command| command.flags & flag::ENDS_BATCH != 0) {
+                break;
+            }
+        }
+        if self.commands.len() > 1 {
+            for planned in &self.commands {
+                if let Some(hash) = planned.first_key_hash {
+                    shared.keyspace.prefetch_record(hash);
+                }
+            }
+        }
+        stop
+    }
+
+    /// Executes what was planned, in order; returns how many commands are done. Fewer than planned: the
+    /// session ended, or has to wait.
+    #[inline]
+    fn execute(
+        &mut self,
+        shared: &mut Shared,
+        session: &mut Session,
+        buffer: &[u8],
+        now: Now,
+        clock: &dyn Clock,
+    ) -> usize {
+        let mut run = Run::default();
+        for (index, planned) in self.commands.iter().enumerate() {
+            if session.closing {
+                run.end(shared, session, self, buffer, index, now, clock);
+                return index;
+            }
+            if session.unsent() >= HIGH_WATER {
+                run.end(shared, session, self, buffer, index, now, clock);
+                session.paused_output = true;
+                shared.metrics.output_pauses += 1;
+                return index;
+            }
+            let timed = planned.command.is_some_and(Command::is_timed);
+            let alone = timed || planned.end - planned.start > QUICK_BYTES_MAX;
+            if alone {
+                run.end(shared, session, self, buffer, index, now, clock);
+            }
+            if !timed {
+                run.begin(index, clock);
+            }
+            let outcome = command::execute_resolved(
+                shared,
+                session,
+                planned.command,
+                self.args(planned, buffer),
+                planned.first_key_hash,
+                now,
+                clock,
+                Pausing::Obey,
+            );
+            if outcome == Outcome::Postponed {
+                run.end(shared, session, self, buffer, index, now, clock);
+                session.paused_client = true;
+                shared.postponed.push(session.connection);
+                return index;
+            }
+            if alone {
+                run.end(shared, session, self, buffer, index + 1, now, clock);
+            }
+        }
+        run.end(shared, session, self, buffer, self.commands.len(), now, clock);
+        self.commands.len()
+    }
+
+    #[inline]
+    fn args<'a>(&'a self, planned: &Planned, buffer: &'a [u8]) -> Args<'a> {
+        let first = planned.first_span as usize;
+        let source = if planned.inline { &self.found.inline } else { buffer };
+        Args::new(source, &self.found.spans[first..first + planned.spans as usize])
+    }
+}
+
+/// Quick commands executed one after the other, timed together.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    started: Option<(usize, Nanos)>,
+}
+
+impl Run {
+    #[inline]
+    fn begin(&mut self, index: usize, clock: &dyn Clock) {
+        if self.started.is_none() {
+            self.started = Some((index, clock.monotonic()));
+        }
+    }
+
+    /// Shares the time since the beginning among the commands up to `end`.
+    #[inline]
+    #[allow(clippy::too_many_arguments, reason = "it needs what `execute` has")]
+    fn end(
+        &mut self,
+        shared: &mut Shared,
+        session: &Session,
+        batch: &Batch,
+        buffer: &[u8],
+        end: usize,
+        now: Now,
+        clock: &dyn Clock,
+    ) {
+        let Some((first, started)) = self.started.take() else { return };
+        let commands = &batch.commands[first..end];
+        let Some(count) = core::num::NonZeroU64::new(commands.len() as u64) else { return };
+        let elapsed = clock.monotonic().since(started);
+        let each = Nanos(elapsed.0 / count);
+        // Most runs are of one command: one addition serves a stretch of equal ones.
+        let mut rest = commands;
+        while let Some(command) = rest.first().map(|planned| planned.command) {
+            let id = command.map(|command| command.id);
+            let same = rest.iter().take_while(|planned| planned.command.map(|c| c.id) == id).count();
+            if let Some(id) = id {
+                shared.metrics.note_time(id, each, same as u64);
+            }
+            rest = &rest[same..];
+        }
+        if let ([planned], false) = (commands, shared.times_everything)
+            && let Some(command) = planned.command
+        {
+            shared.note_slow(session, command, &batch.args(planned, buffer), elapsed, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

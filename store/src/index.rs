@@ -1,0 +1,1449 @@
+//! From key hash to record offset: cache-line buckets in pieces that grow one at a time.
+//!
+//! The 64 bits of a key's hash are spent like this, so that no choice leans on another:
+//!
+//! | bits | choose |
+//! |---|---|
+//! | 63..40 | the *piece*, through a directory indexed by as many of them as it is deep |
+//! | 39..32 | the *tag*, eight bits beside each offset (0 means an empty slot) |
+//! | 31..0 | the *home bucket* in the piece, by multiply-shift: any number of buckets will do |
+//!
+//! A **bucket** is one cache line: nine offsets, nine access fields, nine tags, and a byte of counts. An entry lies
+//! in its home bucket or, when that was full, in one alternative that follows from bucket and tag alone (a reflection,
+//! so that it is its own inverse): entries can be moved without reading their keys. Entries away from home (*guests*)
+//! stand at the end of the bucket that hosts them. One nibble counts the guests, the other says how many of the bucket's
+//! own entries are *away*, so that a miss normally touches one line.
+//!
+//! A **piece** has 64 to 112 buckets in chunks of 16. It grows by a chunk, and from the largest size it splits in two
+//! of the smallest: at most a thousand records are read again, some tens of microseconds, and nothing else moves.
+//! Chunks all have one size, so what one piece gives up another can take. A piece that cannot place an entry though it
+//! is far from full holds many equal hashes, by attack or by astonishing chance; those entries go to an ordered *stash*,
+//! where they cost a logarithm each, instead of splitting for ever.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::num::NonZeroU32;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::arena::{Offset, SEGMENT_BYTES, SegmentSource, prefetch_line};
+
+/// Entries a bucket can hold.
+pub(crate) const SLOTS: usize = 9;
+
+/// One cache line of the index.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Bucket {
+    offsets: [Offset; SLOTS],
+    access: [u16; SLOTS],
+    tags: [u8; SLOTS],
+    /// Low nibble: own entries that are away, stuck at 15 until the piece is rebuilt. High nibble: guests here.
+    counts: u8,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+const AWAY_MAX: u8 = 15;
+const ALL_SLOTS: u32 = (1 << SLOTS) - 1;
+
+impl Bucket {
+    #[inline(always)]
+    fn away(&self) -> u8 {
+        self.counts & 15
+    }
+
+    /// The first slot that holds a guest; all after it do.
+    #[inline(always)]
+    fn guests_from(&self) -> usize {
+        SLOTS - (self.counts >> 4) as usize
+    }
+
+    /// A bit for each slot with this tag.
+    #[inline(always)]
+    fn matches(&self, tag: u8) -> u32 {
+        #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+        {
+            // The last sixteen bytes of the line: a slot and a half of access fields, the tags, the counts.
+            let tail: [u8; 16] = bytemuck::bytes_of(self)[48..64].try_into().expect("sixteen bytes");
+            let equal =
+                safe_arch::cmp_eq_mask_i8_m128i(tail.into(), safe_arch::set_splat_i8_m128i(tag as i8));
+            (safe_arch::move_mask_i8_m128i(equal) as u32 >> 6) & ALL_SLOTS
+        }
+        #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+        {
+            self.tags.iter().enumerate().fold(0, |mask, (slot, &t)| mask | u32::from(t == tag) << slot)
+        }
+    }
+
+    #[inline(always)]
+    fn occupied(&self) -> u32 {
+        !self.matches(0) & ALL_SLOTS
+    }
+
+    fn is_full(&self) -> bool {
+        self.matches(0) == 0
+    }
+
+    fn put(&mut self, slot: usize, entry: Item) {
+        self.offsets[slot] = entry.offset;
+        self.access[slot] = entry.access;
+        self.tags[slot] = entry.tag;
+    }
+
+    fn item(&self, slot: usize) -> Item {
+        Item { offset: self.offsets[slot], access: self.access[slot], tag: self.tags[slot] }
+    }
+
+    /// Places an entry that is at home here. The bucket must not be full.
+    fn put_resident(&mut self, entry: Item) {
+        let free = self.matches(0).trailing_zeros() as usize;
+        debug_assert!(free < self.guests_from());
+        self.put(free, entry);
+    }
+
+    /// Places an entry that is away from home. The bucket must not be full.
+    fn put_guest(&mut self, entry: Item) {
+        let slot = self.guests_from() - 1;
+        if self.tags[slot] != 0 {
+            let free = self.matches(0).trailing_zeros() as usize;
+            self.put(free, self.item(slot));
+        }
+        self.put(slot, entry);
+        self.counts += 16;
+    }
+
+    /// Empties a slot, keeping the guests together. True: it was a guest.
+    fn take(&mut self, slot: usize) -> bool {
+        let first_guest = self.guests_from();
+        let hole = if slot < first_guest {
+            slot
+        } else {
+            self.put(slot, self.item(first_guest));
+            self.counts -= 16;
+            first_guest
+        };
+        self.put(hole, Item { offset: 0, access: 0, tag: 0 });
+        slot >= first_guest
+    }
+
+    fn note_away(&mut self) {
+        if self.away() < AWAY_MAX {
+            self.counts += 1;
+        }
+    }
+
+    fn note_back(&mut self) {
+        // A count that has stuck no longer knows how many there are.
+        if self.away() < AWAY_MAX {
+            debug_assert!(self.away() > 0);
+            self.counts -= 1;
+        }
+    }
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy)]
+struct Item {
+    offset: Offset,
+    access: u16,
+    tag: u8,
+}
+
+/// An entry on its way from one shape of a piece to the next.
+#[derive(Clone, Copy)]
+struct Moving {
+    hash: u64,
+    offset: Offset,
+    access: u16,
+}
+
+const CHUNK_BUCKETS: usize = 16;
+const CHUNK_SHIFT: u32 = CHUNK_BUCKETS.trailing_zeros();
+const SLAB_BUCKETS: usize = SEGMENT_BYTES / size_of::<Bucket>();
+const SLAB_SHIFT: u32 = SLAB_BUCKETS.trailing_zeros();
+const SLAB_CHUNKS: usize = SLAB_BUCKETS / CHUNK_BUCKETS;
+const CHUNKS_MIN: usize = 4;
+const CHUNKS_MAX: usize = 7;
+
+/// A part of the hash space with buckets of its own: one half of a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
+struct Piece {
+    chunks: [u32; CHUNKS_MAX],
+    entries: u16,
+    chunk_count: u8,
+    /// How many leading bits of the hash its entries share.
+    depth: u8,
+}
+
+const _: () = assert!(size_of::<Piece>() == 32);
+
+impl Piece {
+    #[inline(always)]
+    fn buckets(&self) -> u32 {
+        u32::from(self.chunk_count) << CHUNK_SHIFT
+    }
+
+    #[inline(always)]
+    fn bucket_id(&self, bucket: u32) -> u32 {
+        (self.chunks[(bucket >> CHUNK_SHIFT) as usize] << CHUNK_SHIFT) | (bucket & (CHUNK_BUCKETS as u32 - 1))
+    }
+
+    fn slots(&self) -> usize {
+        self.buckets() as usize * SLOTS
+    }
+}
+
+/// Leading hash bits the directory can use; the scan cursor has room for as many.
+const DEPTH_MAX: u32 = 24;
+/// The directory never has more entries than this many for each piece, whatever the hashes look like.
+const DIRECTORY_PER_PIECE: usize = 64;
+/// The stash takes no more than this; a keyspace that needs more refuses the write.
+const STASH_MAX: usize = 16 << 10;
+
+#[inline(always)]
+fn tag_of(hash: u64) -> u8 {
+    ((hash >> 32) as u8).max(1)
+}
+
+#[inline(always)]
+fn home_of(hash: u64, buckets: u32) -> u32 {
+    ((u64::from(hash as u32) * u64::from(buckets)) >> 32) as u32
+}
+
+/// The other bucket for an entry with this tag: reflecting twice leads back.
+#[inline(always)]
+fn alternative(bucket: u32, tag: u8, buckets: u32) -> u32 {
+    let centre = ((u32::from(tag).wrapping_mul(0x9e37_79b1) >> 16) * buckets) >> 16;
+    if centre >= bucket { centre - bucket } else { centre + buckets - bucket }
+}
+
+/// Where an entry was found. Valid until the index is changed. Eight bytes, also as an `Option`, so that it travels in
+/// registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Bucket and slot, or [`STASHED`] and the position in the stash.
+    at: u32,
+    offset: NonZeroU32,
+}
+
+const STASHED: u32 = 1 << 31;
+const SLOT_BITS: u32 = 4;
+const _: () = assert!(SLOTS <= 1 << SLOT_BITS);
+/// So that a bucket's number fits beside its slot: eight gibibytes of buckets, for 900 million keys a shard.
+const SLABS_MAX: usize = 1 << (31 - SLOT_BITS - SLAB_SHIFT);
+
+impl Place {
+    #[inline(always)]
+    fn new(bucket: u32, slot: u32, offset: Offset) -> Option<Place> {
+        Some(Place { at: bucket << SLOT_BITS | slot, offset: NonZeroU32::new(offset)? })
+    }
+
+    fn stashed(position: u32, offset: Offset) -> Option<Place> {
+        Some(Place { at: STASHED | position, offset: NonZeroU32::new(offset)? })
+    }
+
+    /// Where the record lies.
+    #[inline(always)]
+    pub fn offset(self) -> Offset {
+        self.offset.get()
+    }
+
+    /// The position in the stash, if the entry is there.
+    #[inline(always)]
+    fn position(self) -> Option<usize> {
+        (self.at & STASHED != 0).then_some((self.at & !STASHED) as usize)
+    }
+
+    #[inline(always)]
+    fn bucket(self) -> u32 {
+        self.at >> SLOT_BITS
+    }
+
+    #[inline(always)]
+    fn slot(self) -> usize {
+        (self.at & ((1 << SLOT_BITS) - 1)) as usize
+    }
+}
+
+/// What the index must be able to ask about a record when it moves entries: only the record has the key.
+pub(crate) trait Records {
+    fn hash_of(&self, offset: Offset) -> u64;
+    fn key_of(&self, offset: Offset) -> &[u8];
+    fn prefetch(&self, offset: Offset);
+}
+
+/// Recognises the record that is looked for. A trait and not a closure so that it can be inlined by decree: outlined,
+/// it costs as much as the rest of the lookup.
+pub(crate) trait Probe {
+    fn recognises(&self, offset: Offset) -> bool;
+}
+
+/// Looks for the entry that points to an offset.
+impl Probe for Offset {
+    #[inline(always)]
+    fn recognises(&self, offset: Offset) -> bool {
+        *self == offset
+    }
+}
+
+/// Why an entry cannot be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InsertError {
+    /// Another slab is needed: call [`Index::add_slab`] and try again.
+    NeedsSlab,
+    /// The stash is full.
+    StashFull,
+}
+
+#[derive(Clone, Copy)]
+struct Stashed {
+    offset: Offset,
+    access: u16,
+}
+
+/// The directory, the pieces, the slabs their chunks lie in, and the stash.
+pub(crate) struct Index {
+    directory: Vec<u32>,
+    depth: u32,
+    pieces: Vec<Piece>,
+    free_pieces: Vec<u32>,
+    /// Empty where a slab was given back.
+    slabs: Vec<&'static mut [Bucket]>,
+    /// Chunks in use, by slab.
+    slab_chunks: Vec<u32>,
+    free_chunks: Vec<u32>,
+    chunks_used: usize,
+    /// Slabs in which no chunk is used any more, on their way out; see [`Index::released_slab`].
+    released: Vec<&'static mut [u8]>,
+    entries: usize,
+    /// Equal hashes first, then by key; the value is a position in `stashed`.
+    stash: BTreeMap<u64, BTreeMap<Box<[u8]>, u32>>,
+    stashed: Vec<Stashed>,
+    free_stashed: Vec<u32>,
+    moving: Vec<Moving>,
+    sweep_at: u32,
+    sweep_left: usize,
+    pub growths: u64,
+    pub splits: u64,
+    pub merges: u64,
+}
+
+impl Index {
+    /// An index of one piece; `None` where the source refuses the first slab.
+    pub fn new(source: &mut dyn SegmentSource) -> Option<Index> {
+        let mut index = Index {
+            directory: Vec::new(),
+            depth: 0,
+            pieces: Vec::new(),
+            free_pieces: Vec::new(),
+            slabs: Vec::new(),
+            slab_chunks: Vec::new(),
+            free_chunks: Vec::new(),
+            chunks_used: 0,
+            released: Vec::new(),
+            entries: 0,
+            stash: BTreeMap::new(),
+            stashed: Vec::new(),
+            free_stashed: Vec::new(),
+            moving: Vec::new(),
+            sweep_at: 0,
+            sweep_left: 0,
+            growths: 0,
+            splits: 0,
+            merges: 0,
+        };
+        index.add_slab(source)?;
+        index.start();
+        Some(index)
+    }
+
+    fn start(&mut self) {
+        let mut piece =
+            Piece { chunks: [0; CHUNKS_MAX], entries: 0, chunk_count: CHUNKS_MIN as u8, depth: 0 };
+        for chunk in &mut piece.chunks[..CHUNKS_MIN] {
+            *chunk = self.take_chunk();
+        }
+        self.pieces.push(piece);
+        self.directory.push(0);
+    }
+
+    /// Forgets every entry. All slabs but one go where [`Index::released_slab`] finds them.
+    pub fn clear(&mut self) {
+        let mut slabs = core::mem::take(&mut self.slabs).into_iter().filter(|slab| !slab.is_empty());
+        let first = slabs.next().expect("an index has a slab");
+        self.released.extend(slabs.map(bytemuck::cast_slice_mut));
+        self.slab_chunks.clear();
+        self.free_chunks = Vec::new();
+        self.directory = Vec::new();
+        self.pieces = Vec::new();
+        self.free_pieces = Vec::new();
+        self.stash = BTreeMap::new();
+        self.stashed = Vec::new();
+        self.free_stashed = Vec::new();
+        (self.depth, self.chunks_used, self.entries) = (0, 0, 0);
+        (self.sweep_at, self.sweep_left) = (0, 0);
+        first.fill(Bucket::zeroed());
+        self.adopt_slab(first);
+        self.start();
+    }
+
+    /// A slab that is no longer needed, to be given back to the source.
+    pub fn released_slab(&mut self) -> Option<&'static mut [u8]> {
+        self.released.pop()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Bytes of the buckets, pieces and directory in use.
+    pub fn used_bytes(&self) -> usize {
+        self.chunks_used * CHUNK_BUCKETS * size_of::<Bucket>()
+            + (self.pieces.len() - self.free_pieces.len()) * size_of::<Piece>()
+            + self.directory.len() * size_of::<u32>()
+            + (self.stashed.len() - self.free_stashed.len()) * 128
+    }
+
+    /// Bytes of memory held: whole slabs, and the tables as allocated.
+    pub fn held_bytes(&self) -> usize {
+        (self.slabs.iter().filter(|slab| !slab.is_empty()).count() + self.released.len()) * SEGMENT_BYTES
+            + self.pieces.capacity() * size_of::<Piece>()
+            + self.directory.capacity() * size_of::<u32>()
+    }
+
+    /// Entries that could not be placed in buckets.
+    pub fn stashed(&self) -> usize {
+        self.stashed.len() - self.free_stashed.len()
+    }
+
+    // ---- finding ----------------------------------------------------------------------------------------
+
+    #[inline(always)]
+    fn piece_number(&self, hash: u64) -> u32 {
+        // Two shifts, because a depth of zero would shift by the width of the word.
+        self.directory[((hash >> 1) >> (63 - self.depth)) as usize]
+    }
+
+    #[inline(always)]
+    fn bucket(&self, id: u32) -> &Bucket {
+        &self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)]
+    }
+
+    #[inline(always)]
+    fn bucket_mut(&mut self, id: u32) -> &mut Bucket {
+        &mut self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)]
+    }
+
+    /// The entry of `key` whose record `probe` recognises.
+    #[inline(always)]
+    pub fn find(&self, hash: u64, key: &[u8], probe: &impl Probe) -> Option<Place> {
+        let piece = &self.pieces[self.piece_number(hash) as usize];
+        let tag = tag_of(hash);
+        let id = piece.bucket_id(home_of(hash, piece.buckets()));
+        let bucket = self.bucket(id);
+        let mut candidates = bucket.matches(tag);
+        while candidates != 0 {
+            let slot = candidates.trailing_zeros();
+            let offset = bucket.offsets[slot as usize];
+            if probe.recognises(offset) {
+                return Place::new(id, slot, offset);
+            }
+            candidates &= candidates - 1;
+        }
+        if bucket.away() == 0 && self.stash.is_empty() {
+            return None;
+        }
+        self.find_away(hash, key, probe)
+    }
+
+    #[inline(never)]
+    fn find_away(&self, hash: u64, key: &[u8], probe: &impl Probe) -> Option<Place> {
+        let piece = &self.pieces[self.piece_number(hash) as usize];
+        let tag = tag_of(hash);
+        let id = piece.bucket_id(alternative(home_of(hash, piece.buckets()), tag, piece.buckets()));
+        let bucket = self.bucket(id);
+        let mut candidates = bucket.matches(tag);
+        while candidates != 0 {
+            let slot = candidates.trailing_zeros();
+            let offset = bucket.offsets[slot as usize];
+            if probe.recognises(offset) {
+                return Place::new(id, slot, offset);
+            }
+            candidates &= candidates - 1;
+        }
+        let slot = *self.stash.get(&hash)?.get(key)?;
+        let offset = self.stashed[slot as usize].offset;
+        probe.recognises(offset).then(|| Place::stashed(slot, offset))?
+    }
+
+    /// The entry that points to `offset`, whose record has this key.
+    #[inline]
+    pub fn find_offset(&self, hash: u64, key: &[u8], offset: Offset) -> Option<Place> {
+        self.find(hash, key, &offset)
+    }
+
+    /// Asks the processor for the home bucket.
+    #[inline(always)]
+    pub fn prefetch(&self, hash: u64) {
+        let piece = &self.pieces[self.piece_number(hash) as usize];
+        prefetch_line(self.bucket(piece.bucket_id(home_of(hash, piece.buckets()))));
+    }
+
+    /// Tells `prefetch` of the offsets that may be the entry's; the home bucket should be near by now.
+    #[inline(always)]
+    pub fn prefetch_records(&self, hash: u64, mut prefetch: impl FnMut(Offset)) {
+        let piece = &self.pieces[self.piece_number(hash) as usize];
+        let tag = tag_of(hash);
+        let home = home_of(hash, piece.buckets());
+        let bucket = self.bucket(piece.bucket_id(home));
+        let mut candidates = bucket.matches(tag);
+        if candidates == 0 && bucket.away() != 0 {
+            prefetch_line(self.bucket(piece.bucket_id(alternative(home, tag, piece.buckets()))));
+            return;
+        }
+        while candidates != 0 {
+            prefetch(bucket.offsets[candidates.trailing_zeros() as usize]);
+            candidates &= candidates - 1;
+        }
+    }
+
+    // ---- changing one entry -----------------------------------------------------------------------------
+
+    #[inline(always)]
+    pub fn access(&self, place: Place) -> u16 {
+        match place.position() {
+            None => self.bucket(place.bucket()).access[place.slot()],
+            Some(position) => self.stashed[position].access,
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_access(&mut self, place: Place, access: u16) {
+        match place.position() {
+            None => self.bucket_mut(place.bucket()).access[place.slot()] = access,
+            Some(position) => self.stashed[position].access = access,
+        }
+    }
+
+    /// Points an entry to where its record lies now.
+    #[inline]
+    pub fn set_offset(&mut self, place: Place, offset: Offset) {
+        match place.position() {
+            None => self.bucket_mut(place.bucket()).offsets[place.slot()] = offset,
+            Some(position) => self.stashed[position].offset = offset,
+        }
+    }
+
+    /// Removes the entry at `place`, whose key has this hash.
+    pub fn remove(&mut self, place: Place, hash: u64, key: &[u8], records: &impl Records) {
+        self.entries -= 1;
+        if let Some(position) = place.position() {
+            let equal = self.stash.get_mut(&hash).expect("the stash has this hash");
+            equal.remove(key);
+            if equal.is_empty() {
+                self.stash.remove(&hash);
+            }
+            self.stashed[position].offset = 0;
+            self.free_stashed.push(position as u32);
+            return;
+        }
+        let number = self.piece_number(hash);
+        let piece = &mut self.pieces[number as usize];
+        piece.entries -= 1;
+        let piece = *piece;
+        if self.bucket_mut(place.bucket()).take(place.slot()) {
+            self.bucket_mut(piece.bucket_id(home_of(hash, piece.buckets()))).note_back();
+        }
+        if usize::from(piece.entries) * SHRINK_BELOW < piece.slots()
+            && (piece.depth > 0 || usize::from(piece.chunk_count) > CHUNKS_MIN)
+        {
+            self.shrink(number, hash, records);
+        }
+    }
+
+    /// Adds an entry for a key that has none.
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        offset: Offset,
+        access: u16,
+        records: &impl Records,
+    ) -> Result<(), InsertError> {
+        let moving = Moving { hash, offset, access };
+        loop {
+            let number = self.piece_number(hash);
+            let piece = &self.pieces[number as usize];
+            let is_full = usize::from(piece.entries) * 16 >= piece.slots() * FILL_MAX_16THS;
+            if !is_full && self.place(number, moving) {
+                break;
+            }
+            if !self.grow(number, hash, records)? {
+                // A piece that may not grow is filled to the last slot first.
+                if !self.place(number, moving) {
+                    self.stash(moving, records)?;
+                }
+                break;
+            }
+        }
+        self.entries += 1;
+        Ok(())
+    }
+
+    /// Places an entry in its home bucket, in its alternative, or in the room one displaced entry makes.
+    fn place(&mut self, number: u32, moving: Moving) -> bool {
+        let piece = self.pieces[number as usize];
+        let buckets = piece.buckets();
+        let item = Item { offset: moving.offset, access: moving.access, tag: tag_of(moving.hash) };
+        let home = home_of(moving.hash, buckets);
+        let home_id = piece.bucket_id(home);
+        if !self.bucket(home_id).is_full() || self.displace(&piece, home, DISPLACE_FURTHER) {
+            self.bucket_mut(home_id).put_resident(item);
+        } else {
+            let other = alternative(home, item.tag, buckets);
+            if other == home
+                || (self.bucket(piece.bucket_id(other)).is_full()
+                    && !self.displace(&piece, other, DISPLACE_FURTHER))
+            {
+                return false;
+            }
+            self.bucket_mut(piece.bucket_id(other)).put_guest(item);
+            self.bucket_mut(home_id).note_away();
+        }
+        self.pieces[number as usize].entries += 1;
+        true
+    }
+
+    /// Makes room in a full bucket by moving one of its entries to that entry's other bucket, in which the same is tried
+    /// `further` times if it is full too. Guests are sent home before residents are sent away. One step finds room
+    /// nearly always and two find it in practically every piece that has any.
+    fn displace(&mut self, piece: &Piece, bucket: u32, further: u32) -> bool {
+        let id = piece.bucket_id(bucket);
+        let other_of = |item: Item| alternative(bucket, item.tag, piece.buckets());
+        for slot in (0..SLOTS).rev() {
+            let other = other_of(self.bucket(id).item(slot));
+            if other != bucket && !self.bucket(piece.bucket_id(other)).is_full() {
+                self.exchange(piece, id, slot, other);
+                return true;
+            }
+        }
+        for slot in (0..SLOTS).rev() {
+            let other = other_of(self.bucket(id).item(slot));
+            // The last step only moves entries into buckets that have room, so it leaves this full one alone.
+            if other != bucket && further > 0 && self.displace(piece, other, further - 1) {
+                self.exchange(piece, id, slot, other);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Moves an entry to its other bucket, which has room.
+    fn exchange(&mut self, piece: &Piece, id: u32, slot: usize, other: u32) {
+        let other_id = piece.bucket_id(other);
+        let item = self.bucket(id).item(slot);
+        if self.bucket_mut(id).take(slot) {
+            self.bucket_mut(other_id).put_resident(item);
+            self.bucket_mut(other_id).note_back();
+        } else {
+            self.bucket_mut(other_id).put_guest(item);
+            self.bucket_mut(id).note_away();
+        }
+    }
+
+    // ---- growing and shrinking --------------------------------------------------------------------------
+
+    /// Gives the index another two mebibytes for buckets; `None` where the source refuses.
+    pub fn add_slab(&mut self, source: &mut dyn SegmentSource) -> Option<()> {
+        let hole = self.slabs.iter().any(|slab| slab.is_empty());
+        if self.slabs.len() == SLABS_MAX && !hole {
+            return None;
+        }
+        let memory = source.allocate(SEGMENT_BYTES)?;
+        self.adopt_slab(bytemuck::cast_slice_mut(memory));
+        Some(())
+    }
+
+    fn adopt_slab(&mut self, slab: &'static mut [Bucket]) {
+        let number = match self.slabs.iter().position(|slab| slab.is_empty()) {
+            Some(hole) => {
+                self.slabs[hole] = slab;
+                hole
+            }
+            None => {
+                self.slabs.push(slab);
+                self.slab_chunks.push(0);
+                self.slabs.len() - 1
+            }
+        };
+        let first = (number * SLAB_CHUNKS) as u32;
+        self.free_chunks.extend((first..first + SLAB_CHUNKS as u32).rev());
+    }
+
+    /// Whether `count` chunks can be taken.
+    fn reserve_chunks(&self, count: usize) -> Result<(), InsertError> {
+        if self.free_chunks.len() < count { Err(InsertError::NeedsSlab) } else { Ok(()) }
+    }
+
+    fn take_chunk(&mut self) -> u32 {
+        let chunk = self.free_chunks.pop().expect("a reserved chunk");
+        self.chunks_used += 1;
+        self.slab_chunks[chunk as usize / SLAB_CHUNKS] += 1;
+        chunk
+    }
+
+    /// Takes back an emptied chunk. A slab of which no chunk is used is given up once there are free chunks enough
+    /// elsewhere.
+    fn give_back_chunk(&mut self, chunk: u32) {
+        let slab = chunk as usize / SLAB_CHUNKS;
+        self.chunks_used -= 1;
+        self.slab_chunks[slab] -= 1;
+        self.free_chunks.push(chunk);
+        if self.slab_chunks[slab] == 0 && self.free_chunks.len() >= 2 * SLAB_CHUNKS {
+            self.free_chunks.retain(|&chunk| chunk as usize / SLAB_CHUNKS != slab);
+            let memory = core::mem::take(&mut self.slabs[slab]);
+            self.released.push(bytemuck::cast_slice_mut(memory));
+        }
+    }
+
+    fn zero_chunk(&mut self, chunk: u32) {
+        let first = (chunk as usize * CHUNK_BUCKETS) & (SLAB_BUCKETS - 1);
+        self.slabs[chunk as usize / SLAB_CHUNKS][first..first + CHUNK_BUCKETS].fill(Bucket::zeroed());
+    }
+
+    /// Moves the entries of a piece out of its buckets and reads their hashes again, sixteen records ahead.
+    fn empty_piece(&mut self, number: u32, records: &impl Records) {
+        const AHEAD: usize = 16;
+        let piece = self.pieces[number as usize];
+        let first = self.moving.len();
+        for bucket in 0..piece.buckets() {
+            let bucket = self.slabs_bucket(piece.bucket_id(bucket));
+            let mut occupied = bucket.occupied();
+            while occupied != 0 {
+                let slot = occupied.trailing_zeros() as usize;
+                let (offset, access) = (bucket.offsets[slot], bucket.access[slot]);
+                self.moving.push(Moving { hash: 0, offset, access });
+                occupied &= occupied - 1;
+            }
+        }
+        for moving in &self.moving[first..self.moving.len().min(first + AHEAD)] {
+            records.prefetch(moving.offset);
+        }
+        for i in first..self.moving.len() {
+            if let Some(ahead) = self.moving.get(i + AHEAD) {
+                records.prefetch(ahead.offset);
+            }
+            self.moving[i].hash = records.hash_of(self.moving[i].offset);
+        }
+        for chunk in &piece.chunks[..usize::from(piece.chunk_count)] {
+            self.zero_chunk(*chunk);
+        }
+        self.pieces[number as usize].entries = 0;
+    }
+
+    /// A copy, so that other fields can be changed while it is read.
+    fn slabs_bucket(&self, id: u32) -> Bucket {
+        *self.bucket(id)
+    }
+
+    /// Places what [`Index::empty_piece`] took out. What finds no place is stashed, however full the stash is.
+    fn place_moving(&mut self, records: &impl Records) {
+        let moving = core::mem::take(&mut self.moving);
+        for &entry in &moving {
+            if !self.place(self.piece_number(entry.hash), entry) {
+                self.stash_anyway(entry, records);
+            }
+        }
+        self.moving = moving;
+        self.moving.clear();
+    }
+
+    /// Gives a piece that cannot place an entry another chunk, or splits it. False: that would not help.
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self, number: u32, hash: u64, records: &impl Records) -> Result<bool, InsertError> {
+        let piece = self.pieces[number as usize];
+        // With two choices of nine slots and a displacement a piece fills to some 90 %. One that is stuck below 60 %
+        // holds equal hashes.
+        if usize::from(piece.entries) * 10 < piece.slots() * 6 {
+            return Ok(false);
+        }
+        if usize::from(piece.chunk_count) < CHUNKS_MAX {
+            self.reserve_chunks(1)?;
+            self.empty_piece(number, records);
+            let chunk = self.take_chunk();
+            let piece = &mut self.pieces[number as usize];
+            piece.chunks[usize::from(piece.chunk_count)] = chunk;
+            piece.chunk_count += 1;
+            self.growths += 1;
+        } else {
+            if u32::from(piece.depth) == self.depth {
+                let pieces = self.pieces.len() - self.free_pieces.len();
+                if self.depth == DEPTH_MAX || self.directory.len() * 2 > (pieces + 1) * DIRECTORY_PER_PIECE {
+                    return Ok(false);
+                }
+            }
+            self.reserve_chunks(2 * CHUNKS_MIN - CHUNKS_MAX)?;
+            if u32::from(piece.depth) == self.depth {
+                self.double_directory();
+            }
+            self.empty_piece(number, records);
+            self.split(number, hash);
+            self.splits += 1;
+        }
+        self.place_moving(records);
+        Ok(true)
+    }
+
+    fn double_directory(&mut self) {
+        let mut directory = Vec::with_capacity(self.directory.len() * 2);
+        for &number in &self.directory {
+            directory.extend_from_slice(&[number, number]);
+        }
+        self.directory = directory;
+        self.depth += 1;
+    }
+
+    /// Shares the chunks of an emptied piece of the largest size between it and a new one.
+    fn split(&mut self, number: u32, hash: u64) {
+        let piece = &mut self.pieces[number as usize];
+        piece.depth += 1;
+        let depth = u32::from(piece.depth);
+        let mut new =
+            Piece { chunks: [0; CHUNKS_MAX], entries: 0, chunk_count: CHUNKS_MIN as u8, depth: depth as u8 };
+        let moved = CHUNKS_MAX - CHUNKS_MIN;
+        new.chunks[..moved].copy_from_slice(&piece.chunks[CHUNKS_MIN..]);
+        piece.chunk_count = CHUNKS_MIN as u8;
+        for slot in moved..CHUNKS_MIN {
+            new.chunks[slot] = self.take_chunk();
+        }
+        let new_number = match self.free_pieces.pop() {
+            Some(free) => {
+                self.pieces[free as usize] = new;
+                free
+            }
+            None => {
+                self.pieces.push(new);
+                self.pieces.len() as u32 - 1
+            }
+        };
+        // Everything with the parent's prefix and a one behind it belongs to the new piece.
+        let prefix = (hash >> (64 - depth)) | 1;
+        let width = self.depth - depth;
+        let first = (prefix << width) as usize;
+        self.directory[first..first + (1 << width)].fill(new_number);
+    }
+
+    /// Makes a piece that has become sparse smaller, or joins it with its sibling.
+    #[cold]
+    #[inline(never)]
+    fn shrink(&mut self, number: u32, hash: u64, records: &impl Records) {
+        let piece = self.pieces[number as usize];
+        if usize::from(piece.chunk_count) > CHUNKS_MIN {
+            self.empty_piece(number, records);
+            self.drop_chunks(number, CHUNKS_MIN);
+            self.place_moving(records);
+            return;
+        }
+        let depth = u32::from(piece.depth);
+        let prefix = hash >> (64 - depth);
+        let width = self.depth - depth;
+        let sibling = self.directory[((prefix ^ 1) << width) as usize];
+        let other = self.pieces[sibling as usize];
+        // Joined they must be far from having to split again.
+        if u32::from(other.depth) != depth
+            || usize::from(other.entries + piece.entries) * 3 > CHUNKS_MIN * CHUNK_BUCKETS * SLOTS
+        {
+            return;
+        }
+        self.empty_piece(number, records);
+        self.empty_piece(sibling, records);
+        self.drop_chunks(sibling, 0);
+        self.drop_chunks(number, CHUNKS_MIN);
+        self.free_pieces.push(sibling);
+        self.pieces[number as usize].depth -= 1;
+        let first = ((prefix & !1) << width) as usize;
+        self.directory[first..first + (2 << width)].fill(number);
+        self.place_moving(records);
+        self.merges += 1;
+    }
+
+    fn drop_chunks(&mut self, number: u32, keep: usize) {
+        let piece = self.pieces[number as usize];
+        self.pieces[number as usize].chunk_count = keep as u8;
+        for &chunk in &piece.chunks[keep..usize::from(piece.chunk_count)] {
+            self.give_back_chunk(chunk);
+        }
+    }
+
+    #[cold]
+    fn stash(&mut self, moving: Moving, records: &impl Records) -> Result<(), InsertError> {
+        if self.stashed() >= STASH_MAX {
+            return Err(InsertError::StashFull);
+        }
+        self.stash_anyway(moving, records);
+        Ok(())
+    }
+
+    fn stash_anyway(&mut self, moving: Moving, records: &impl Records) {
+        let entry = Stashed { offset: moving.offset, access: moving.access };
+        let slot = match self.free_stashed.pop() {
+            Some(slot) => {
+                self.stashed[slot as usize] = entry;
+                slot
+            }
+            None => {
+                self.stashed.push(entry);
+                self.stashed.len() as u32 - 1
+            }
+        };
+        let key = records.key_of(moving.offset).into();
+        self.stash.entry(moving.hash).or_default().insert(key, slot);
+    }
+
+    // ---- walking ----------------------------------------------------------------------------------------
+
+    /// Visits the entries of some home buckets from `cursor` on, at least `count` if there are as many, and returns the
+    /// cursor to go on with; 0 means the end. Entries are visited by *home* bucket, which displacement does not change,
+    /// in the order of the hash, which growth does not change: whatever stays is visited at least once.
+    pub fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(Offset)) -> u64 {
+        let mut at = ScanCursor::decode(cursor);
+        let mut visited = 0;
+        // As in Redis, a sparse table is not searched for ever on behalf of one call.
+        let mut steps = count.saturating_mul(10).max(1);
+        loop {
+            let hash = u64::from(at.prefix) << 40;
+            let piece = self.pieces[self.piece_number(hash) as usize];
+            let depth = u32::from(piece.depth);
+            let last_prefix = at.prefix | ((1 << (DEPTH_MAX - depth)) - 1);
+            let first_prefix = last_prefix + 1 - (1 << (DEPTH_MAX - depth));
+            // Where the piece was joined with its sibling since, the sibling's early buckets were not visited.
+            let mut bucket = if depth < at.depth { 0 } else { at.bucket_among(piece.buckets()) };
+            while bucket < piece.buckets() {
+                visited += self.visit_home(&piece, bucket, visit);
+                bucket += 1;
+                steps -= 1;
+                if visited >= count || steps == 0 {
+                    break;
+                }
+            }
+            if bucket < piece.buckets() {
+                return ScanCursor { prefix: first_prefix, depth, buckets: piece.buckets(), bucket }.encode();
+            }
+            // The stash comes last: entries go from buckets to it, never back while they live.
+            let hashes = u64::from(first_prefix) << 40..=(u64::from(last_prefix) << 40 | ((1 << 40) - 1));
+            for slot in self.stash.range(hashes).flat_map(|(_, equal)| equal.values()) {
+                visit(self.stashed[*slot as usize].offset);
+                visited += 1;
+            }
+            if last_prefix == (1 << DEPTH_MAX) - 1 {
+                return 0;
+            }
+            at = ScanCursor { prefix: last_prefix + 1, depth: 0, buckets: piece.buckets(), bucket: 0 };
+            if visited >= count || steps == 0 {
+                return at.encode();
+            }
+        }
+    }
+
+    fn visit_home(&self, piece: &Piece, home: u32, visit: &mut dyn FnMut(Offset)) -> usize {
+        let bucket = self.bucket(piece.bucket_id(home));
+        let mut visited = 0;
+        for slot in 0..bucket.guests_from() {
+            if bucket.tags[slot] != 0 {
+                visit(bucket.offsets[slot]);
+                visited += 1;
+            }
+        }
+        if bucket.away() > 0 {
+            for host in 0..piece.buckets() {
+                let bucket = self.bucket(piece.bucket_id(host));
+                for slot in bucket.guests_from()..SLOTS {
+                    if alternative(host, bucket.tags[slot], piece.buckets()) == home {
+                        visit(bucket.offsets[slot]);
+                        visited += 1;
+                    }
+                }
+            }
+        }
+        visited
+    }
+
+    /// The entries of a bucket chosen by `random` among those that are not empty, or a stashed one where there is no other.
+    pub fn sample(&self, random: u64, visit: &mut dyn FnMut(Place, u16)) {
+        if self.entries == 0 {
+            return;
+        }
+        if self.entries == self.stashed() {
+            let equal = self.stash.values().next().expect("a stashed entry");
+            let slot = *equal.values().next().expect("a stashed entry");
+            let stashed = self.stashed[slot as usize];
+            visit(Place::stashed(slot, stashed.offset).expect("a record"), stashed.access);
+            return;
+        }
+        // An empty piece is joined with its sibling unless that is much fuller, so this does not look far.
+        let mut at = ((random >> 1) >> (63 - self.depth)) as usize;
+        let mut piece = &self.pieces[self.directory[at] as usize];
+        while piece.entries == 0 {
+            at = (at + 1) & (self.directory.len() - 1);
+            piece = &self.pieces[self.directory[at] as usize];
+        }
+        let mut bucket = home_of(random, piece.buckets());
+        loop {
+            let id = piece.bucket_id(bucket);
+            let line = self.bucket(id);
+            let mut occupied = line.occupied();
+            if occupied != 0 {
+                while occupied != 0 {
+                    let slot = occupied.trailing_zeros();
+                    let offset = line.offsets[slot as usize];
+                    visit(
+                        Place::new(id, slot, offset).expect("an occupied slot"),
+                        line.access[slot as usize],
+                    );
+                    occupied &= occupied - 1;
+                }
+                return;
+            }
+            bucket = if bucket + 1 == piece.buckets() { 0 } else { bucket + 1 };
+        }
+    }
+
+    /// Whether `place` still holds what it held.
+    pub fn is_current(&self, place: Place) -> bool {
+        let offset = match place.position() {
+            Some(position) => self.stashed.get(position).map(|stashed| stashed.offset),
+            // The slab may have been given back.
+            None => self
+                .slabs
+                .get((place.bucket() >> SLAB_SHIFT) as usize)
+                .and_then(|slab| slab.get(place.bucket() as usize & (SLAB_BUCKETS - 1)))
+                .map(|bucket| bucket.offsets[place.slot()]),
+        };
+        offset == Some(place.offset())
+    }
+
+    /// Passes the access fields of the next part of the index through `change`. A part is `periods` times one
+    /// `periods_per_round`th of it; what is more than a millisecond's work waits for the next call.
+    pub fn sweep(&mut self, periods: u64, periods_per_round: u64, change: impl Fn(u16) -> u16) {
+        const BUCKETS_PER_CALL: usize = 4096;
+        let total = self.slabs.len() * SLAB_BUCKETS;
+        let due = (total as u64).div_ceil(periods_per_round).saturating_mul(periods);
+        self.sweep_left = (self.sweep_left as u64).saturating_add(due).min(total as u64) as usize;
+        for _ in 0..self.sweep_left.min(BUCKETS_PER_CALL) {
+            if self.sweep_at as usize >= total {
+                self.sweep_at = 0;
+            }
+            let (slab, bucket) = (self.sweep_at >> SLAB_SHIFT, self.sweep_at as usize & (SLAB_BUCKETS - 1));
+            if let Some(bucket) = self.slabs[slab as usize].get_mut(bucket) {
+                for slot in 0..SLOTS {
+                    let changed = change(bucket.access[slot]);
+                    if bucket.tags[slot] != 0 && changed != bucket.access[slot] {
+                        bucket.access[slot] = changed;
+                    }
+                }
+            }
+            self.sweep_at += 1;
+            self.sweep_left -= 1;
+        }
+        for stashed in &mut self.stashed {
+            stashed.access = change(stashed.access);
+        }
+    }
+
+    /// Whether a sweep that became due is not finished.
+    pub fn is_sweeping(&self) -> bool {
+        self.sweep_left > 0
+    }
+
+    /// Checks what must be true of directory, pieces and buckets. For tests: it walks everything.
+    pub fn check(&self, records: &impl Records) -> Result<(), String> {
+        let mut entries = self.stashed();
+        if self.directory.len() != 1 << self.depth {
+            return Err(format!("a directory of {} at depth {}", self.directory.len(), self.depth));
+        }
+        let (mut at, mut chunks) = (0, 0);
+        while at < self.directory.len() {
+            let number = self.directory[at];
+            let piece = self.pieces[number as usize];
+            let width = 1 << (self.depth - u32::from(piece.depth));
+            if at % width != 0 || self.directory[at..at + width].iter().any(|&n| n != number) {
+                return Err(format!("piece {number} of depth {} at {at} of the directory", piece.depth));
+            }
+            let mut away = vec![0usize; piece.buckets() as usize];
+            let mut in_piece = 0;
+            for b in 0..piece.buckets() {
+                let bucket = self.bucket(piece.bucket_id(b));
+                for slot in 0..SLOTS {
+                    if (bucket.tags[slot] == 0) != (bucket.offsets[slot] == 0) {
+                        return Err(format!("slot {slot} of bucket {b}: tag and offset disagree"));
+                    }
+                    if bucket.tags[slot] == 0 {
+                        if slot >= bucket.guests_from() {
+                            return Err(format!("bucket {b} counts a guest too many"));
+                        }
+                        continue;
+                    }
+                    in_piece += 1;
+                    let hash = records.hash_of(bucket.offsets[slot]);
+                    let home = home_of(hash, piece.buckets());
+                    let is_guest = slot >= bucket.guests_from();
+                    let right =
+                        if is_guest { alternative(home, tag_of(hash), piece.buckets()) } else { home };
+                    if right != b || tag_of(hash) != bucket.tags[slot] || self.piece_number(hash) != number {
+                        return Err(format!(
+                            "the entry in slot {slot} of bucket {b} of piece {number} is misplaced"
+                        ));
+                    }
+                    away[home as usize] += usize::from(is_guest);
+                }
+            }
+            for b in 0..piece.buckets() {
+                let counted = self.bucket(piece.bucket_id(b)).away();
+                if counted < AWAY_MAX && usize::from(counted) != away[b as usize] {
+                    return Err(format!("bucket {b}: {} entries away, {counted} counted", away[b as usize]));
+                }
+            }
+            if in_piece != usize::from(piece.entries) {
+                return Err(format!("piece {number}: {in_piece} entries, {} counted", piece.entries));
+            }
+            entries += in_piece;
+            chunks += usize::from(piece.chunk_count);
+            at += width;
+        }
+        if entries != self.entries || chunks != self.chunks_used {
+            return Err(format!(
+                "{entries} entries in {chunks} chunks, counted {} in {}",
+                self.entries, self.chunks_used
+            ));
+        }
+        let held = self.slabs.iter().filter(|slab| !slab.is_empty()).count() * SLAB_CHUNKS;
+        if chunks + self.free_chunks.len() != held || self.slab_chunks.iter().sum::<u32>() as usize != chunks
+        {
+            return Err(format!("{chunks} chunks used and {} free of {held}", self.free_chunks.len()));
+        }
+        Ok(())
+    }
+}
+
+/// See [`Index::displace`], which is right for one step beyond the first and no more.
+const DISPLACE_FURTHER: u32 = 1;
+/// A piece grows when this share of its slots is taken. It could be filled to some 95 %, but then most buckets have
+/// entries away, and a miss touches two lines.
+const FILL_MAX_16THS: usize = 15;
+/// A piece is made smaller when less than one slot in this many is taken.
+const SHRINK_BELOW: usize = 8;
+
+/// Where a scan stands, in 39 bits: some clients read a cursor as a floating-point number.
+struct ScanCursor {
+    prefix: u32,
+    /// Depth of the piece that was being visited, to notice that it was joined with its sibling.
+    depth: u32,
+    buckets: u32,
+    bucket: u32,
+}
+
+impl ScanCursor {
+    fn encode(&self) -> u64 {
+        u64::from(self.prefix) << 15
+            | u64::from(self.depth) << 10
+            | u64::from(self.buckets >> CHUNK_SHIFT) << 7
+            | u64::from(self.bucket)
+    }
+
+    /// Any number a client may send is some position.
+    fn decode(cursor: u64) -> ScanCursor {
+        ScanCursor {
+            prefix: (cursor >> 15) as u32 & ((1 << DEPTH_MAX) - 1),
+            depth: (cursor >> 10) as u32 & 31,
+            buckets: ((cursor >> 7) as u32 & 7) << CHUNK_SHIFT,
+            bucket: cursor as u32 & 127,
+        }
+    }
+
+    /// The first bucket, among `buckets`, that may be home to what is not visited yet.
+    fn bucket_among(&self, buckets: u32) -> u32 {
+        if self.buckets == 0 || self.buckets == buckets {
+            return self.bucket;
+        }
+        // Bucket b of n starts at hash b·2³²/n; rounding down can only repeat.
+        (u64::from(self.bucket) * u64::from(buckets) / u64::from(self.buckets)) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::HeapSource;
+    use crate::eviction::Rng;
+    use std::collections::HashSet;
+
+    /// Records that are nothing but a hash; offset n is record n - 1, and its key is the offset's bytes.
+    #[derive(Default)]
+    struct Hashes {
+        hashes: Vec<u64>,
+        keys: Vec<[u8; 4]>,
+    }
+
+    impl Hashes {
+        fn add(&mut self, hash: u64) -> Offset {
+            self.hashes.push(hash);
+            let offset = self.hashes.len() as u32;
+            self.keys.push(offset.to_le_bytes());
+            offset
+        }
+    }
+
+    impl Records for Hashes {
+        fn hash_of(&self, offset: Offset) -> u64 {
+            self.hashes[offset as usize - 1]
+        }
+
+        fn key_of(&self, offset: Offset) -> &[u8] {
+            &self.keys[offset as usize - 1]
+        }
+
+        fn prefetch(&self, _offset: Offset) {}
+    }
+
+    fn insert(index: &mut Index, records: &Hashes, source: &mut HeapSource, offset: Offset) -> bool {
+        loop {
+            match index.insert(records.hash_of(offset), offset, offset as u16, records) {
+                Ok(()) => return true,
+                Err(InsertError::NeedsSlab) => index.add_slab(source).expect("memory"),
+                Err(InsertError::StashFull) => return false,
+            }
+        }
+    }
+
+    fn find(index: &Index, records: &Hashes, offset: Offset) -> Option<Place> {
+        index.find_offset(records.hash_of(offset), records.key_of(offset), offset)
+    }
+
+    /// Inserts hashes made by `make`, finds and scans them all, removes them again; returns how many were stashed.
+    fn exercise(count: usize, mut make: impl FnMut(&mut Rng) -> u64) -> usize {
+        let seed = std::env::var("MILLRACE_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+        eprintln!("MILLRACE_SEED={seed}");
+        let mut rng = Rng::new(seed);
+        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+        let mut index = Index::new(&mut source).expect("memory");
+        let mut present = Vec::new();
+        for i in 0..count {
+            let hash = make(&mut rng);
+            let offset = records.add(hash);
+            if insert(&mut index, &records, &mut source, offset) {
+                present.push(offset);
+            }
+            if i % (count / 4 + 1) == 0 {
+                index.check(&records).unwrap();
+            }
+        }
+        index.check(&records).unwrap();
+        let stashed = index.stashed();
+        for &offset in &present {
+            let place = find(&index, &records, offset).expect("an entry that was inserted");
+            assert_eq!(index.access(place), offset as u16, "the access field follows its entry");
+            assert!(index.is_current(place));
+        }
+        let (mut seen, mut cursor) = (HashSet::new(), 0);
+        loop {
+            cursor = index.scan(cursor, 10, &mut |offset| {
+                seen.insert(offset);
+            });
+            assert!(cursor < 1 << 53, "a cursor must survive a client's floating-point numbers");
+            if cursor == 0 {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), present.len());
+        let directory = index.directory.len();
+        assert!(directory <= (index.pieces.len() + 1) * DIRECTORY_PER_PIECE);
+        while !present.is_empty() {
+            let offset = present.swap_remove(rng.below(present.len()));
+            let place = find(&index, &records, offset).expect("an entry not yet removed");
+            index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
+            assert_eq!(find(&index, &records, offset), None);
+            if present.len() % (count / 4 + 1) == 0 {
+                index.check(&records).unwrap();
+            }
+        }
+        index.check(&records).unwrap();
+        assert!(index.is_empty() && index.stashed() == 0);
+        stashed
+    }
+
+    #[test]
+    fn ordinary_hashes_need_no_stash() {
+        // A stash that is not empty makes every miss slower, so it must not happen by chance.
+        assert_eq!(exercise(1_000_000, |rng| rng.next()), 0);
+    }
+
+    #[test]
+    fn equal_hashes_go_to_the_stash_and_the_rest_is_unharmed() {
+        // Two buckets hold eighteen of them.
+        let stashed = exercise(3_000, |_| 0x0123_4567_89ab_cdef);
+        assert!(stashed >= 3_000 - 2 * SLOTS, "{stashed}");
+        let stashed = exercise(60_000, |rng| if rng.below(10) == 0 { 42 } else { rng.next() });
+        assert!((5_000..7_000).contains(&stashed), "{stashed}");
+    }
+
+    #[test]
+    fn a_full_stash_refuses() {
+        let mut inserted = 0;
+        exercise(STASH_MAX + 1000, |_| {
+            inserted += 1;
+            7
+        });
+        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+        let mut index = Index::new(&mut source).expect("memory");
+        let accepted = (0..STASH_MAX + 100)
+            .filter(|_| {
+                let offset = records.add(7);
+                insert(&mut index, &records, &mut source, offset)
+            })
+            .count();
+        assert_eq!(accepted, STASH_MAX + 2 * SLOTS);
+        // Others still find their place.
+        let offset = records.add(8 << 40 | 99 << 20);
+        assert!(insert(&mut index, &records, &mut source, offset));
+    }
+
+    #[test]
+    fn hashes_that_share_bits_are_bounded_in_memory() {
+        // The directory cannot tell these apart; a piece that cannot split fills up, and then the stash does.
+        exercise(5_000, |rng| rng.next() >> 24);
+        // These all want the same bucket and have the same tag, but pieces can tell them apart.
+        exercise(5_000, |rng| rng.next() << 40 | 5);
+        // A few distinct hashes, many keys each.
+        exercise(5_000, |rng| (rng.below(20) as u64) << 58 | 3);
+    }
+
+    #[test]
+    fn an_alternative_of_an_alternative_is_home() {
+        for buckets in [64, 80, 96, 112] {
+            for tag in 1..=255 {
+                for bucket in 0..buckets {
+                    let other = alternative(bucket, tag, buckets);
+                    assert!(other < buckets);
+                    assert_eq!(alternative(other, tag, buckets), bucket);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tags_match_as_a_plain_loop_would() {
+        let mut rng = Rng::new(3);
+        for _ in 0..1000 {
+            let mut bucket = Bucket::zeroed();
+            for slot in 0..SLOTS {
+                bucket.tags[slot] = rng.below(4) as u8;
+                bucket.access[slot] = rng.next() as u16;
+            }
+            bucket.counts = rng.below(4) as u8;
+            for tag in 0..4 {
+                let plain =
+                    (0..SLOTS).filter(|&slot| bucket.tags[slot] == tag).map(|slot| 1 << slot).sum::<u32>();
+                assert_eq!(bucket.matches(tag), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn slabs_are_given_back_when_keys_go() {
+        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+        let mut index = Index::new(&mut source).expect("memory");
+        let mut rng = Rng::new(5);
+        for _ in 0..1_000_000 {
+            let offset = records.add(rng.next());
+            insert(&mut index, &records, &mut source, offset);
+        }
+        assert!(index.slabs.len() >= 4, "{} slabs", index.slabs.len());
+        for offset in 1..=1_000_000 {
+            let place = find(&index, &records, offset).expect("an entry");
+            index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
+        }
+        index.check(&records).unwrap();
+        let kept = index.slabs.iter().filter(|slab| !slab.is_empty()).count();
+        assert!(kept <= 2 && index.merges > 0, "{kept} slabs kept");
+        while let Some(slab) = index.released_slab() {
+            source.release(slab);
+        }
+        for offset in 1..=300_000 {
+            insert(&mut index, &records, &mut source, offset);
+        }
+        index.check(&records).unwrap();
+    }
+
+    #[test]
+    fn a_scan_misses_nothing_that_stays_while_pieces_grow_and_join() {
+        let seed = std::env::var("MILLRACE_SEED").map_or(11, |seed| seed.parse().expect("a number"));
+        eprintln!("MILLRACE_SEED={seed}");
+        let mut rng = Rng::new(seed);
+        for round in 0..30 {
+            let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+            let mut index = Index::new(&mut source).expect("memory");
+            let mut stay = HashSet::new();
+            let mut others = Vec::new();
+            // First many, so that there is something to join, or few, so that there is much to split.
+            for i in 0..if round % 2 == 0 { 20_000 } else { 500 } {
+                // Some equal hashes, so that the stash takes part.
+                let hash = if rng.below(50) == 0 { 42 } else { rng.next() };
+                let offset = records.add(hash);
+                assert!(insert(&mut index, &records, &mut source, offset));
+                if i % 40 == 0 {
+                    stay.insert(offset);
+                } else {
+                    others.push(offset)
+                }
+            }
+            let (mut seen, mut cursor) = (HashSet::new(), 0);
+            loop {
+                cursor = index.scan(cursor, 1 + rng.below(50), &mut |offset| {
+                    seen.insert(offset);
+                });
+                if cursor == 0 {
+                    break;
+                }
+                for _ in 0..rng.below(400) {
+                    if round % 2 == 0 && !others.is_empty() {
+                        let offset = others.swap_remove(rng.below(others.len()));
+                        let place = find(&index, &records, offset).expect("an entry");
+                        index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
+                    } else if round % 2 == 1 && index.len() < 40_000 {
+                        let offset = records.add(rng.next());
+                        insert(&mut index, &records, &mut source, offset);
+                    }
+                }
+            }
+            let missed = stay.difference(&seen).count();
+            assert_eq!(missed, 0, "round {round}");
+            assert!(index.merges + index.splits > 0);
+        }
+    }
+
+    #[test]
+    fn any_number_is_a_cursor() {
+        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+        let mut index = Index::new(&mut source).expect("memory");
+        let mut rng = Rng::new(9);
+        for _ in 0..5_000 {
+            let offset = records.add(rng.next());
+            insert(&mut index, &records, &mut source, offset);
+        }
+        for _ in 0..10_000 {
+            let cursor = rng.next() >> rng.below(64);
+            index.scan(cursor, 10, &mut |_| {});
+        }
+        index.scan(u64::MAX, usize::MAX, &mut |_| {});
+    }
+}

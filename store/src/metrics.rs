@@ -1,0 +1,332 @@
+//! The counters, and one table that names them: INFO and Prometheus are both read from it.
+//!
+//! Counters of the core are incremented where the thing happens. Those of the loop (`loop_*`) are copied in by
+//! the driver once a turn. Bounds that were reached have a counter each, so that nothing is dropped, refused
+//! or cut without a trace.
+
+use crate::command::COMMANDS;
+use crate::engine::Shared;
+use crate::time::Nanos;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Kinds of error replies counted apart; more are counted as one.
+const ERROR_KINDS_MAX: usize = 128;
+
+/// Powers of two of microseconds that command times are sorted into.
+pub const TIME_BUCKETS: usize = 32;
+
+/// What is known of one command.
+#[derive(Clone, Debug, Default)]
+pub struct CommandStats {
+    /// Times it was executed.
+    pub calls: u64,
+    /// Time it took, in all.
+    pub nanos: u64,
+    /// Times it was refused before it was executed.
+    pub rejected: u64,
+    /// Times it answered with an error.
+    pub failed: u64,
+    /// Calls by the power of two of the microseconds they took.
+    pub histogram: Option<Box<[u64; TIME_BUCKETS]>>,
+}
+
+/// Everything that is counted and not counted elsewhere.
+#[derive(Debug)]
+pub struct Metrics {
+    /// By place in the command table.
+    pub commands: Vec<CommandStats>,
+    /// Error replies by their code.
+    pub errors: BTreeMap<Box<[u8]>, u64>,
+    /// Commands executed.
+    pub commands_processed: u64,
+    /// Error replies.
+    pub error_replies: u64,
+    /// Connections accepted.
+    pub connections_received: u64,
+    /// Connections refused for `maxclients`.
+    pub connections_rejected: u64,
+    /// Bytes received from clients.
+    pub input_bytes: u64,
+    /// Bytes given to the driver to send.
+    pub output_bytes: u64,
+    /// Requests that broke the protocol.
+    pub protocol_errors: u64,
+    /// Clients closed for output they did not read.
+    pub output_limit_disconnections: u64,
+    /// Clients closed for input that made no command.
+    pub query_limit_disconnections: u64,
+    /// Clients closed for silence.
+    pub timeout_disconnections: u64,
+    /// Times a client's commands waited because it did not read.
+    pub output_pauses: u64,
+    /// Commands refused for `maxmemory`.
+    pub oom_rejections: u64,
+    /// Commands the store had no room for though `maxmemory` allowed them.
+    pub store_refusals: u64,
+    /// Messages published.
+    pub messages_published: u64,
+    /// HTTP requests.
+    pub http_requests: u64,
+    /// HTTP responses with a status of 400 to 499.
+    pub http_responses_4xx: u64,
+    /// HTTP responses with a status of 500 to 599.
+    pub http_responses_5xx: u64,
+    /// The most bytes `maxmemory` ever counted.
+    pub used_memory_peak: u64,
+    /// Turns of the loop (from the driver).
+    pub loop_turns: u64,
+    /// System calls that submitted or waited (from the driver).
+    pub loop_enters: u64,
+    /// Completions or readiness events (from the driver).
+    pub loop_events: u64,
+    /// The longest turn in nanoseconds, waiting excluded (from the driver).
+    pub loop_turn_nanos_max: u64,
+    /// Nanoseconds spent in turns, waiting excluded (from the driver).
+    pub loop_busy_nanos: u64,
+    /// Times no receive buffer was free (from the driver).
+    pub loop_buffer_exhaustions: u64,
+    /// Sends that took only a part of what they were given (from the driver).
+    pub loop_short_sends: u64,
+    /// Bytes of the process in memory (from the driver).
+    pub process_resident_bytes: u64,
+    /// Processor time of the process in user mode, microseconds (from the driver).
+    pub process_user_us: u64,
+    /// Processor time of the process in the kernel, microseconds (from the driver).
+    pub process_system_us: u64,
+    /// Commands executed when the rate was last computed, and when that was.
+    rate_mark: (u64, Nanos),
+    /// Commands per second, lately.
+    pub commands_per_second: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            commands: vec![CommandStats::default(); COMMANDS.len()],
+            errors: BTreeMap::new(),
+            commands_processed: 0,
+            error_replies: 0,
+            connections_received: 0,
+            connections_rejected: 0,
+            input_bytes: 0,
+            output_bytes: 0,
+            protocol_errors: 0,
+            output_limit_disconnections: 0,
+            query_limit_disconnections: 0,
+            timeout_disconnections: 0,
+            output_pauses: 0,
+            oom_rejections: 0,
+            store_refusals: 0,
+            messages_published: 0,
+            http_requests: 0,
+            http_responses_4xx: 0,
+            http_responses_5xx: 0,
+            used_memory_peak: 0,
+            loop_turns: 0,
+            loop_enters: 0,
+            loop_events: 0,
+            loop_turn_nanos_max: 0,
+            loop_busy_nanos: 0,
+            loop_buffer_exhaustions: 0,
+            loop_short_sends: 0,
+            process_resident_bytes: 0,
+            process_user_us: 0,
+            process_system_us: 0,
+            rate_mark: (0, Nanos(0)),
+            commands_per_second: 0,
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds `count` calls of a command that took `nanos` each.
+    #[inline]
+    pub fn note_time(&mut self, command: u16, each: Nanos, count: u64) {
+        let stats = &mut self.commands[usize::from(command)];
+        stats.nanos += each.0 * count;
+        let bucket = (64 - (each.0 >> 10).leading_zeros() as usize).min(TIME_BUCKETS - 1);
+        match &mut stats.histogram {
+            Some(histogram) => histogram[bucket] += count,
+            None => {
+                let mut histogram = Box::new([0; TIME_BUCKETS]);
+                histogram[bucket] = count;
+                stats.histogram = Some(histogram);
+            }
+        }
+    }
+
+    /// Counts an error reply, which starts with `-`, by its code.
+    #[cold]
+    pub fn note_error(&mut self, reply: &[u8]) {
+        self.error_replies += 1;
+        let reply = reply.strip_prefix(b"-").unwrap_or(reply);
+        let end = reply.iter().position(|&byte| byte == b' ' || byte == b'\r').unwrap_or(reply.len());
+        let code = &reply[..end.min(32)];
+        if let Some(count) = self.errors.get_mut(code) {
+            *count += 1;
+        } else if self.errors.len() < ERROR_KINDS_MAX {
+            self.errors.insert(code.into(), 1);
+        } else {
+            *self.errors.entry(b"OTHER"[..].into()).or_default() += 1;
+        }
+    }
+
+    /// Updates the rates; call it now and then.
+    pub fn tick(&mut self, now: Nanos) {
+        let elapsed = now.since(self.rate_mark.1).0;
+        if elapsed >= 1_000_000_000 {
+            let commands = self.commands_processed - self.rate_mark.0.min(self.commands_processed);
+            self.commands_per_second = (u128::from(commands) * 1_000_000_000 / u128::from(elapsed)) as u64;
+            self.rate_mark = (self.commands_processed, now);
+        }
+    }
+
+    /// CONFIG RESETSTAT: sets to zero what only counts. What the driver copies in will be back.
+    pub fn reset(&mut self) {
+        *self = Metrics {
+            rate_mark: (0, self.rate_mark.1),
+            used_memory_peak: 0,
+            loop_turns: self.loop_turns,
+            loop_enters: self.loop_enters,
+            loop_events: self.loop_events,
+            loop_turn_nanos_max: self.loop_turn_nanos_max,
+            loop_busy_nanos: self.loop_busy_nanos,
+            loop_buffer_exhaustions: self.loop_buffer_exhaustions,
+            loop_short_sends: self.loop_short_sends,
+            process_resident_bytes: self.process_resident_bytes,
+            process_user_us: self.process_user_us,
+            process_system_us: self.process_system_us,
+            ..Metrics::default()
+        };
+    }
+}
+
+/// What Prometheus calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// One entry of the table.
+pub struct Metric {
+    /// The name behind `millrace_`.
+    pub name: &'static str,
+    /// The section and field of INFO; empty where INFO has none.
+    pub info: (&'static str, &'static str),
+    /// What Prometheus calls it.
+    pub kind: MetricKind,
+    /// One sentence.
+    pub help: &'static str,
+    /// The current value.
+    pub get: fn(&Shared) -> u64,
+}
+
+const fn metric(
+    name: &'static str,
+    info: (&'static str, &'static str),
+    kind: MetricKind,
+    help: &'static str,
+    get: fn(&Shared) -> u64,
+) -> Metric {
+    Metric { name, info, kind, help, get }
+}
+
+use MetricKind::{Counter, Gauge};
+
+/// Every metric without labels.
+#[rustfmt::skip]
+pub const METRICS: &[Metric] = &[
+    metric("connected_clients", ("clients", "connected_clients"), Gauge, "Clients connected.", |s| s.clients as u64),
+    metric("maxclients", ("clients", "maxclients"), Gauge, "Clients that may be connected.", |s| u64::from(s.config.maxclients)),
+    metric("pubsub_clients", ("clients", "pubsub_clients"), Gauge, "Clients that listen to something.", |s| s.subscribers as u64),
+    metric("client_buffer_bytes", ("memory", "mem_clients_normal"), Gauge, "Bytes of all input and output buffers.", |s| s.buffer_bytes as u64),
+    metric("used_memory_bytes", ("memory", "used_memory"), Gauge, "Bytes that maxmemory counts: records, index and buffers.", |s| s.used_memory()),
+    metric("used_memory_peak_bytes", ("memory", "used_memory_peak"), Gauge, "The most it ever was.", |s| s.metrics.used_memory_peak.max(s.used_memory())),
+    metric("maxmemory_bytes", ("memory", "maxmemory"), Gauge, "The limit; 0 is none.", |s| s.config.maxmemory),
+    metric("dataset_bytes", ("memory", "used_memory_dataset"), Gauge, "Bytes of live records and the index.", |s| s.keyspace.used_bytes() as u64),
+    metric("process_resident_bytes", ("memory", "used_memory_rss"), Gauge, "Bytes of the process in memory.", |s| s.metrics.process_resident_bytes),
+    metric("connections_received_total", ("stats", "total_connections_received"), Counter, "Connections accepted.", |s| s.metrics.connections_received),
+    metric("commands_processed_total", ("stats", "total_commands_processed"), Counter, "Commands executed.", |s| s.metrics.commands_processed),
+    metric("commands_per_second", ("stats", "instantaneous_ops_per_sec"), Gauge, "Commands executed per second, lately.", |s| s.metrics.commands_per_second),
+    metric("input_bytes_total", ("stats", "total_net_input_bytes"), Counter, "Bytes received.", |s| s.metrics.input_bytes),
+    metric("output_bytes_total", ("stats", "total_net_output_bytes"), Counter, "Bytes given to the kernel.", |s| s.metrics.output_bytes),
+    metric("connections_rejected_total", ("stats", "rejected_connections"), Counter, "Connections refused for maxclients.", |s| s.metrics.connections_rejected),
+    metric("expired_keys_total", ("stats", "expired_keys"), Counter, "Keys whose time came.", |s| s.keyspace.stats().expired),
+    metric("evicted_keys_total", ("stats", "evicted_keys"), Counter, "Keys evicted for maxmemory.", |s| s.keyspace.stats().evicted),
+    metric("keyspace_hits_total", ("stats", "keyspace_hits"), Counter, "Lookups that found the key.", |s| s.keyspace.stats().hits),
+    metric("keyspace_misses_total", ("stats", "keyspace_misses"), Counter, "Lookups that did not.", |s| s.keyspace.stats().misses),
+    metric("pubsub_channels", ("stats", "pubsub_channels"), Gauge, "Channels somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Channels) as u64),
+    metric("pubsub_patterns", ("stats", "pubsub_patterns"), Gauge, "Patterns somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Patterns) as u64),
+    metric("pubsub_shard_channels", ("stats", "pubsubshard_channels"), Gauge, "Shard channels somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Shard) as u64),
+    metric("messages_published_total", ("stats", "messages_published"), Counter, "Messages published.", |s| s.metrics.messages_published),
+    metric("error_replies_total", ("stats", "total_error_replies"), Counter, "Error replies.", |s| s.metrics.error_replies),
+    metric("protocol_errors_total", ("stats", "protocol_errors"), Counter, "Requests that broke the protocol.", |s| s.metrics.protocol_errors),
+    metric("output_limit_disconnections_total", ("stats", "client_output_buffer_limit_disconnections"), Counter, "Clients closed for output they did not read.", |s| s.metrics.output_limit_disconnections),
+    metric("query_limit_disconnections_total", ("stats", "client_query_buffer_limit_disconnections"), Counter, "Clients closed for too much input.", |s| s.metrics.query_limit_disconnections),
+    metric("timeout_disconnections_total", ("stats", "timeout_disconnections"), Counter, "Clients closed for silence.", |s| s.metrics.timeout_disconnections),
+    metric("output_pauses_total", ("stats", "output_pauses"), Counter, "Times a client's commands waited because it did not read.", |s| s.metrics.output_pauses),
+    metric("oom_rejections_total", ("stats", "oom_rejections"), Counter, "Commands refused for maxmemory.", |s| s.metrics.oom_rejections),
+    metric("store_refusals_total", ("stats", "store_refusals"), Counter, "Commands the store had no room for.", |s| s.metrics.store_refusals),
+    metric("http_requests_total", ("http", "http_requests"), Counter, "HTTP requests.", |s| s.metrics.http_requests),
+    metric("http_responses_4xx_total", ("http", "http_responses_4xx"), Counter, "HTTP responses that blame the client.", |s| s.metrics.http_responses_4xx),
+    metric("http_responses_5xx_total", ("http", "http_responses_5xx"), Counter, "HTTP responses that blame the server.", |s| s.metrics.http_responses_5xx),
+    metric("loop_turns_total", ("loop", "loop_turns"), Counter, "Turns of the loop.", |s| s.metrics.loop_turns),
+    metric("loop_enters_total", ("loop", "loop_enters"), Counter, "System calls that submitted or waited.", |s| s.metrics.loop_enters),
+    metric("loop_events_total", ("loop", "loop_events"), Counter, "Completions and readiness events.", |s| s.metrics.loop_events),
+    metric("loop_turn_nanoseconds_max", ("loop", "loop_turn_nanoseconds_max"), Gauge, "The longest turn, waiting excluded.", |s| s.metrics.loop_turn_nanos_max),
+    metric("loop_busy_nanoseconds_total", ("loop", "loop_busy_nanoseconds"), Counter, "Time spent in turns, waiting excluded.", |s| s.metrics.loop_busy_nanos),
+    metric("loop_buffer_exhaustions_total", ("loop", "loop_buffer_exhaustions"), Counter, "Times no receive buffer was free.", |s| s.metrics.loop_buffer_exhaustions),
+    metric("loop_short_sends_total", ("loop", "loop_short_sends"), Counter, "Sends that took only a part.", |s| s.metrics.loop_short_sends),
+    metric("keys", ("", ""), Gauge, "Keys.", |s| s.keyspace.len() as u64),
+    metric("keys_with_expiry", ("", ""), Gauge, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
+    metric("slowlog_entries", ("", ""), Gauge, "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
+];
+
+/// All metrics in Prometheus' text format.
+pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
+    let head = |out: &mut Vec<u8>, name: &str, kind: MetricKind, help: &str| {
+        let kind = if kind == Counter { "counter" } else { "gauge" };
+        out.extend_from_slice(
+            format!("# HELP millrace_{name} {help}\n# TYPE millrace_{name} {kind}\n").as_bytes(),
+        );
+    };
+    for metric in METRICS {
+        head(out, metric.name, metric.kind, metric.help);
+        out.extend_from_slice(format!("millrace_{} {}\n", metric.name, (metric.get)(shared)).as_bytes());
+    }
+    let called =
+        || COMMANDS.iter().map(|command| (command.name, &shared.metrics.commands[usize::from(command.id)]));
+    type Column = (&'static str, &'static str, fn(&CommandStats) -> String);
+    let columns: [Column; 4] = [
+        ("command_calls_total", "Calls by command.", |stats| format!("{}", stats.calls)),
+        ("command_seconds_total", "Time by command.", |stats| {
+            format!("{}.{:09}", stats.nanos / 1_000_000_000, stats.nanos % 1_000_000_000)
+        }),
+        ("command_rejected_total", "Refused calls by command.", |stats| format!("{}", stats.rejected)),
+        ("command_failed_total", "Calls that answered with an error, by command.", |stats| {
+            format!("{}", stats.failed)
+        }),
+    ];
+    for (name, help, column) in columns {
+        head(out, name, Counter, help);
+        for (command, stats) in called().filter(|(_, stats)| stats.calls + stats.rejected > 0) {
+            let line =
+                format!("millrace_{name}{{command=\"{}\"}} {}\n", command.replace('|', " "), column(stats));
+            out.extend_from_slice(line.as_bytes());
+        }
+    }
+    head(out, "errors_total", Counter, "Error replies by code.");
+    for (code, count) in &shared.metrics.errors {
+        let code: String =
+            code.iter().map(|&byte| if byte.is_ascii_alphanumeric() { byte as char } else { '_' }).collect();
+        out.extend_from_slice(format!("millrace_errors_total{{code=\"{code}\"}} {count}\n").as_bytes());
+    }
+}

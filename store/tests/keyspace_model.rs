@@ -1,0 +1,412 @@
+//! The keyspace against a plain map: random operations from a printed seed, with every invariant checked on the way.
+//!
+//! `MILLRACE_SEED=n` repeats a run, `MILLRACE_STEPS=n` makes it longer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use store::arena::HeapSource;
+use store::eviction::{AccessMode, EvictionPolicy};
+use store::expiry::Expiry;
+use store::keyspace::{Keyspace, KeyspaceOptions, WatchToken};
+use store::time::{Nanos, Now};
+use store::value::Encoding;
+
+fn seed() -> u64 {
+    let seed = match std::env::var("MILLRACE_SEED") {
+        Ok(text) => text.parse().expect("MILLRACE_SEED is a number"),
+        Err(_) => {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
+        }
+    };
+    eprintln!("MILLRACE_SEED={seed}");
+    seed
+}
+
+fn steps(default: usize) -> usize {
+    std::env::var("MILLRACE_STEPS").map_or(default, |text| text.parse().expect("MILLRACE_STEPS is a number"))
+}
+
+/// A generator independent of the one under test.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+#[derive(Clone, PartialEq, Debug)]
+struct Expected {
+    value: Vec<u8>,
+    expires_at: Option<u64>,
+    encoding: Encoding,
+}
+
+type Keys = BTreeSet<Vec<u8>>;
+
+struct Watching {
+    key: Vec<u8>,
+    token: WatchToken,
+    changed: bool,
+    existed_until: Option<u64>,
+}
+
+struct Model {
+    keyspace: Keyspace,
+    map: BTreeMap<Vec<u8>, Expected>,
+    watches: Vec<Watching>,
+    random: Random,
+    now: Now,
+    keys: u64,
+    sealed: BTreeSet<usize>,
+    sealed_bytes: Vec<(usize, Vec<u8>)>,
+    /// A scan in progress: the cursor, what was there throughout, and what was seen.
+    scan: Option<(u64, Keys, Keys)>,
+}
+
+impl Model {
+    fn new(seed: u64, keys: u64, access: AccessMode) -> Model {
+        let options =
+            KeyspaceOptions { hash_seed: seed, random_seed: seed ^ 1, access, ..KeyspaceOptions::default() };
+        Model {
+            keyspace: Keyspace::new(options, Box::new(HeapSource::default())),
+            map: BTreeMap::new(),
+            watches: Vec::new(),
+            random: Random(seed),
+            now: Now { unix_us: 1_700_000_000_000_000, monotonic: Nanos(5_000_000_000) },
+            keys,
+            sealed: BTreeSet::new(),
+            sealed_bytes: Vec::new(),
+            scan: None,
+        }
+    }
+
+    fn ms(&self) -> u64 {
+        self.now.unix_ms()
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.now.unix_us += ms * 1000;
+        self.now.monotonic.0 += ms * 1_000_000;
+        let now = self.ms();
+        let gone: Vec<Vec<u8>> = self
+            .map
+            .iter()
+            .filter(|(_, entry)| entry.expires_at.is_some_and(|at| now > at))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.map.remove(&key);
+            self.removed(&key);
+        }
+    }
+
+    fn changed(&mut self, key: &[u8]) {
+        for watch in &mut self.watches {
+            if watch.key == key {
+                watch.changed = true;
+            }
+        }
+    }
+
+    fn removed(&mut self, key: &[u8]) {
+        self.changed(key);
+        if let Some((_, there, _)) = &mut self.scan {
+            there.remove(key);
+        }
+    }
+
+    fn key(&mut self) -> Vec<u8> {
+        let number = self.random.below(self.keys);
+        match number % 50 {
+            0 => format!("{number}:{}", "long".repeat(100)).into_bytes(),
+            1 => number.to_le_bytes()[..(number % 9) as usize].to_vec(),
+            _ => format!("key:{number:012}").into_bytes(),
+        }
+    }
+
+    fn len(&mut self) -> usize {
+        match self.random.below(1000) {
+            0..=499 => self.random.below(130) as usize,
+            500..=899 => 32 + 8 * self.random.below(13) as usize,
+            900..=989 => self.random.below(5000) as usize,
+            990..=997 => self.random.below(70 << 10) as usize,
+            998 => self.random.below(1 << 20) as usize,
+            _ if self.random.one_in(4) => self.random.below(5 << 20) as usize,
+            _ => 0,
+        }
+    }
+
+    fn expiry_time(&mut self) -> u64 {
+        let spans = [300, 5_000, 60_000, 3_600_000, 100_000_000, 1_000_000_000];
+        let span = spans[self.random.below(spans.len() as u64) as usize];
+        self.ms() + self.random.below(span)
+    }
+
+    fn step(&mut self) {
+        let key = self.key();
+        let hash = self.keyspace.hash(&key);
+        let now = self.now;
+        match self.random.below(100) {
+            0..=34 => {
+                let len = self.len();
+                let value = self.random.bytes(len);
+                let encoding =
+                    [Encoding::Auto, Encoding::Raw, Encoding::NotInteger][self.random.below(3) as usize];
+                let expiry = match self.random.below(6) {
+                    0 => Expiry::At(self.expiry_time()),
+                    1 => Expiry::Keep,
+                    _ => Expiry::Never,
+                };
+                self.keyspace.set(&key, hash, &value, expiry, encoding, now).unwrap();
+                let expires_at = match expiry {
+                    Expiry::At(at) => Some(at),
+                    Expiry::Never => None,
+                    Expiry::Keep => self.map.get(&key).and_then(|entry| entry.expires_at),
+                };
+                self.map.insert(key.clone(), Expected { value, expires_at, encoding });
+                self.changed(&key);
+            }
+            35..=54 => self.compare(&key),
+            55..=64 => {
+                let removed = self.keyspace.remove(&key, hash, now);
+                assert_eq!(removed, self.map.remove(&key).is_some());
+                if removed {
+                    self.removed(&key);
+                }
+            }
+            65..=72 => {
+                let len = if self.random.one_in(50) { self.len() } else { self.random.below(40) as usize };
+                let suffix = self.random.bytes(len);
+                let new_len = self.keyspace.append(&key, hash, &suffix, now).unwrap();
+                let existed = self.map.contains_key(&key);
+                let entry = self.map.entry(key.clone()).or_insert(Expected {
+                    value: Vec::new(),
+                    expires_at: None,
+                    encoding: Encoding::Auto,
+                });
+                entry.value.extend_from_slice(&suffix);
+                if existed {
+                    entry.encoding = Encoding::Raw;
+                }
+                assert_eq!(new_len, entry.value.len());
+                self.changed(&key);
+            }
+            73..=78 => {
+                let offset =
+                    if self.random.one_in(50) { self.len() } else { self.random.below(200) as usize };
+                let len = self.random.below(100) as usize;
+                let bytes = self.random.bytes(len);
+                let new_len = self.keyspace.write_range(&key, hash, offset, &bytes, now).unwrap();
+                if !bytes.is_empty() {
+                    let entry = self.map.entry(key.clone()).or_insert(Expected {
+                        value: Vec::new(),
+                        expires_at: None,
+                        encoding: Encoding::Raw,
+                    });
+                    let end = offset + len;
+                    entry.value.resize(entry.value.len().max(end), 0);
+                    entry.value[offset..end].copy_from_slice(&bytes);
+                    entry.encoding = Encoding::Raw;
+                    self.changed(&key);
+                }
+                assert_eq!(new_len, self.map.get(&key).map_or(0, |entry| entry.value.len()));
+            }
+            79..=84 => {
+                let expires_at = (!self.random.one_in(3)).then(|| self.expiry_time());
+                let found = self.keyspace.set_expiry(&key, hash, expires_at, now).unwrap();
+                assert_eq!(found, self.map.contains_key(&key));
+                if let Some(entry) = self.map.get_mut(&key) {
+                    entry.expires_at = expires_at;
+                    self.changed(&key);
+                }
+            }
+            85..=87 => {
+                let token = self.keyspace.watch(&key, now);
+                let existed_until = self.map.get(&key).and_then(|entry| entry.expires_at);
+                self.watches.push(Watching { key, token, changed: false, existed_until });
+                if self.watches.len() > 20 {
+                    let at = self.random.below(20) as usize;
+                    let watch = self.watches.swap_remove(at);
+                    let unchanged = self.keyspace.is_unchanged(&watch.key, &watch.token, now);
+                    assert_eq!(unchanged, !watch.changed, "{:?}", watch.existed_until);
+                    self.keyspace.unwatch(&watch.key);
+                }
+            }
+            88..=91 => {
+                let ms = [0, 1, 50, 1000, 30_000][self.random.below(5) as usize];
+                self.advance(ms);
+            }
+            92..=94 => self.scan_on(),
+            95 => {
+                if let Some(key) = self.keyspace.random_key(now) {
+                    assert!(self.map.contains_key(&key), "RANDOMKEY invented a key");
+                } else {
+                    assert!(self.map.is_empty());
+                }
+            }
+            96 => {
+                self.keyspace.touch(&key, hash, now);
+                let idle = self.keyspace.idle_seconds(&key, hash, now);
+                assert_eq!(idle.is_some(), self.map.contains_key(&key));
+                assert_eq!(self.keyspace.record_bytes(&key, hash, now).is_some(), idle.is_some());
+            }
+            97 if self.random.one_in(20) => {
+                let policy = EvictionPolicy::ALL[self.random.below(8) as usize];
+                for _ in 0..self.random.below(40) {
+                    let Some(key) = self.keyspace.evict_one(policy, now) else {
+                        // What has expired and was not looked at counts for the keyspace but not for the model.
+                        assert!(
+                            policy == EvictionPolicy::NoEviction
+                                || !self.map.values().any(|entry| {
+                                    entry.expires_at.is_some() || !policy.name().starts_with("volatile")
+                                })
+                        );
+                        break;
+                    };
+                    if self.map.remove(&key).is_some() {
+                        self.removed(&key);
+                    }
+                }
+            }
+            98 if self.random.one_in(10) => self.seal_or_unseal(),
+            99 => {
+                // Compaction all the time, also of segments that nobody would choose.
+                let number = self.random.below(self.keyspace.stats().segments as u64 + 1) as usize;
+                self.keyspace.evacuate_segment(number);
+            }
+            _ => {
+                self.keyspace.prefetch_bucket(hash);
+                self.keyspace.prefetch_record(hash);
+            }
+        }
+        let budget = self.random.below(64) as usize;
+        self.keyspace.expire_some(self.now, budget);
+        let budget = self.random.below(4096) as usize;
+        self.keyspace.compact_some(self.now, budget);
+    }
+
+    fn compare(&mut self, key: &[u8]) {
+        let hash = self.keyspace.hash(key);
+        let found = if self.random.one_in(2) {
+            self.keyspace.get(key, hash, self.now)
+        } else {
+            self.keyspace.peek(key, hash, self.now)
+        };
+        let found = found.map(|entry| Expected {
+            value: entry.value.to_vec(),
+            expires_at: entry.expires_at,
+            encoding: entry.encoding,
+        });
+        assert!(found.as_ref() == self.map.get(key), "{:?} differs", String::from_utf8_lossy(key));
+    }
+
+    fn scan_on(&mut self) {
+        let (cursor, there, mut seen) = self.scan.take().unwrap_or_else(|| {
+            let there = self.map.keys().cloned().collect();
+            (0, there, BTreeSet::new())
+        });
+        let count = 1 + self.random.below(30) as usize;
+        let cursor = self.keyspace.scan(cursor, count, self.now, &mut |key| {
+            seen.insert(key.to_vec());
+        });
+        if cursor != 0 {
+            self.scan = Some((cursor, there, seen));
+            return;
+        }
+        let missed: Vec<_> =
+            there.difference(&seen).map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        assert!(missed.is_empty(), "the scan missed {missed:?}");
+    }
+
+    fn seal_or_unseal(&mut self) {
+        for (number, bytes) in self.sealed_bytes.drain(..) {
+            assert!(self.keyspace.segment_bytes(number) == bytes, "sealed segment {number} was written to");
+        }
+        if self.sealed.len() < 3 {
+            let number = self.random.below(self.keyspace.stats().segments as u64 + 1) as usize;
+            if self.keyspace.seal_segment(number) {
+                self.sealed.insert(number);
+            }
+        } else {
+            for number in std::mem::take(&mut self.sealed) {
+                self.keyspace.unseal_segment(number);
+            }
+        }
+        for &number in &self.sealed {
+            self.sealed_bytes.push((number, self.keyspace.segment_bytes(number).to_vec()));
+        }
+    }
+
+    fn check(&mut self) {
+        self.keyspace.check().unwrap();
+        let keys: Vec<Vec<u8>> = self.map.keys().cloned().collect();
+        for key in keys {
+            self.compare(&key);
+        }
+        while self.keyspace.expire_some(self.now, 1000) {}
+        // A walk waits up to 100 ms for the next; what has expired in between is still counted.
+        assert!(self.keyspace.len() >= self.map.len());
+        let mut seen = BTreeSet::new();
+        let mut cursor = 0;
+        loop {
+            cursor = self.keyspace.scan(cursor, 100, self.now, &mut |key| {
+                seen.insert(key.to_vec());
+            });
+            if cursor == 0 {
+                break;
+            }
+        }
+        assert!(seen.iter().eq(self.map.keys()));
+    }
+}
+
+fn run(seed: u64, keys: u64, access: AccessMode, steps: usize) {
+    let mut model = Model::new(seed, keys, access);
+    for step in 0..steps {
+        model.step();
+        if step % (steps / 10).max(1) == 0 {
+            model.check();
+        }
+        if model.random.one_in(steps as u64 / 2) {
+            model.keyspace.clear(model.now);
+            let keys: Vec<Vec<u8>> = model.map.keys().cloned().collect();
+            model.map.clear();
+            keys.iter().for_each(|key| model.removed(key));
+            model.sealed.clear();
+            model.sealed_bytes.clear();
+        }
+    }
+    model.check();
+}
+
+#[test]
+fn few_keys_behave_like_a_map() {
+    run(seed(), 300, AccessMode::Lru, steps(30_000));
+}
+
+#[test]
+fn many_keys_behave_like_a_map() {
+    run(seed(), 30_000, AccessMode::Lfu, steps(120_000));
+}

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and passes every one of them. `./test.sh fast` leaves out the setup, the documentation
+# and the client programs: what you run while you work.
+
+set -euo pipefail
+cd "$(dirname "$0")"
+target=${CARGO_TARGET_DIR:-$PWD/target}
+fast=${1:-}
+
+# step NAME COMMAND...: runs it and says how long it took; the first that fails ends everything.
+step() {
+    local name=$1 begun=$SECONDS
+    shift
+    printf '\n=== %s\n' "$name"
+    "$@" || { printf '\n=== FAILED: %s\n' "$name"; exit 1; }
+    printf '=== %s: passed in %d s\n' "$name" $((SECONDS - begun))
+}
+
+# Ten thousand connections need ten thousand descriptors in the test's process, and as many in the server's.
+raise_descriptor_limit() {
+    ulimit -n "$(ulimit -Hn)" || true
+    local limit
+    limit=$(ulimit -n)
+    [[ $limit == unlimited ]] || ((limit >= 16384)) || ulimit -n 16384 || {
+        echo "the tests open 10,000 connections: the limit of $limit open files must be at least 16384 (ulimit -Hn)"
+        return 1
+    }
+}
+
+# The package and its counter-proof: tests/no_std/Cargo.toml says how it works. Same versions as the product's.
+store_without_std() {
+    local manifest=tests/no_std/Cargo.toml output
+    cp Cargo.lock tests/no_std/Cargo.lock
+    cargo check --quiet --manifest-path "$manifest" --target-dir "$target/no_std" || return 1
+    if output=$(cargo check --manifest-path "$manifest" --target-dir "$target/no_std" --features with-std 2>&1); then
+        echo "the counter-proof compiled: this check could not notice std"
+        return 1
+    fi
+    grep -q E0152 <<<"$output" || { echo "the counter-proof failed for another reason: $output"; return 1; }
+}
+
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
+
+raise_descriptor_limit
+[[ $fast ]] || step "setup" scripts/setup.sh
+step "rustfmt" cargo fmt --all --check
+step "rustfmt, redis-rs program" cargo fmt --check --manifest-path tests/clients/redis-rs/Cargo.toml
+step "rustfmt, no_std proof" cargo fmt --check --manifest-path tests/no_std/Cargo.toml
+step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+[[ $fast ]] || step "documentation builds" documentation
+step "store builds without std" store_without_std
+# Profile `ci`: fast enough for the random suites, with assertions and overflow checks.
+step "cargo test" cargo test --quiet --profile ci --workspace --no-fail-fast
+step "the server builds" cargo build --quiet --profile ci -p reactor --bin millrace
+[[ $fast ]] || step "client programs" tests/clients/run.sh
+printf '\n=== all tests passed in %d s\n' "$SECONDS"
