@@ -39,7 +39,7 @@ store_without_std() {
     grep -q E0152 <<<"$output" || { echo "the counter-proof failed for another reason: $output"; return 1; }
 }
 
-documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
+documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --workspace --no-deps --document-private-items; }
 
 raise_descriptor_limit
 [[ $fast ]] || step "setup" scripts/setup.sh

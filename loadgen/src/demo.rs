@@ -53,7 +53,7 @@ pub fn command(arguments: &DemoArgs, stop: &StopSignal) -> ExitCode {
     }
 
     let mut runs: Vec<RunReport> = Vec::new();
-    let closed = plan(arguments, address.into(), Load::Closed { pipeline: 1 }, true);
+    let closed = plan(arguments, address, Load::Closed { pipeline: 1 }, true);
     let options = |server: &RunningServer| worker_options(arguments, server, placement);
     match measure("maximum", closed, options(&server), placement, stop) {
         Ok(run) => runs.push(run),
@@ -63,7 +63,7 @@ pub fn command(arguments: &DemoArgs, stop: &StopSignal) -> ExitCode {
     let rate = (maximum * arguments.share).floor();
     if runs[0].incomplete.is_none() && rate >= 1.0 {
         let load = Load::Open { rate, arrival: Arrival::Poisson };
-        let open = plan(arguments, address.into(), load, false);
+        let open = plan(arguments, address, load, false);
         let title = format!("at {:.0} % of it", arguments.share * 100.0);
         match measure(&title, open, options(&server), placement, stop) {
             Ok(run) => runs.push(run),

@@ -25,10 +25,10 @@ pub fn command(arguments: &RunArgs, stop: &StopSignal) -> ExitCode {
         Ok(plan) => plan,
         Err(error) => return usage(&error),
     };
-    if let Some(core) = arguments.pin {
-        if let Err(error) = cpu::check_pin(core) {
-            return usage(&format!("--pin {core}: {error}"));
-        }
+    if let Some(core) = arguments.pin
+        && let Err(error) = cpu::check_pin(core)
+    {
+        return usage(&format!("--pin {core}: {error}"));
     }
     let mut server_cpu: Option<ServerCpu> = None;
     if let Some(pid) = arguments.server_pid {

@@ -59,7 +59,7 @@ pub enum Scanner {
     /// RESP2 and RESP3: the framing is the same.
     Resp(RespScanner),
     /// HTTP/1.1 responses.
-    Http(HttpScanner),
+    Http(Box<HttpScanner>),
 }
 
 impl Scanner {
@@ -461,6 +461,9 @@ fn number(text: &[u8]) -> Result<i64, Garbage> {
     Ok(if negative { -value } else { value })
 }
 
+/// A whole head or line, and what follows it; `None`: it has not all arrived.
+type Taken<'b> = Result<Option<(Vec<u8>, &'b [u8])>, Garbage>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HttpState {
     Head,
@@ -554,7 +557,7 @@ impl HttpScanner {
     }
 
     /// The head up to and with its empty line, if it is all there.
-    fn take_until_head_end<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<(Vec<u8>, &'b [u8])>, Garbage> {
+    fn take_until_head_end<'b>(&mut self, bytes: &'b [u8]) -> Taken<'b> {
         // The end may straddle the receives: look again at the last three bytes kept.
         let kept = self.partial.len();
         let check = (kept + bytes.len()).min(5);
@@ -576,7 +579,7 @@ impl HttpScanner {
         }
     }
 
-    fn take_line<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<(Vec<u8>, &'b [u8])>, Garbage> {
+    fn take_line<'b>(&mut self, bytes: &'b [u8]) -> Taken<'b> {
         let end = memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
         self.partial.extend_from_slice(&bytes[..end]);
         if self.partial.len() > LINE_BYTES_MAX {
@@ -671,7 +674,7 @@ mod tests {
     }
 
     fn http() -> Scanner {
-        Scanner::Http(HttpScanner::default())
+        Scanner::Http(Box::default())
     }
 
     /// Scans `stream` whole, in two parts at every split, and byte by byte; all must count the same.

@@ -119,10 +119,10 @@ pub fn work(
     stop: &StopSignal,
 ) -> Result<Worked, Failure> {
     let mut notes = Vec::new();
-    if let Some(core) = options.pin {
-        if let Err(error) = cpu::pin_to(core) {
-            notes.push(format!("the generator is not pinned: {error}"));
-        }
+    if let Some(core) = options.pin
+        && let Err(error) = cpu::pin_to(core)
+    {
+        notes.push(format!("the generator is not pinned: {error}"));
     }
     if !system::set_timer_slack_ns(1) {
         notes.push("the timer slack could not be lowered: sleeps may end 50 µs late".into());
@@ -140,7 +140,7 @@ pub fn work(
             Err(error) => notes.push(format!("io_uring cannot be used ({error}): the generator uses epoll")),
         }
     }
-    let epoll = EpollOptions { max_connections: connections + 8, ..EpollOptions::default() };
+    let epoll = EpollOptions { max_connections: connections + 8 };
     let driver = EpollDriver::new(Vec::new(), epoll, stop.clone())
         .map_err(|error| Failure::Driver(error.to_string()))?;
     let (outcome, cpu) = drive(driver, client, &mut options, progress);

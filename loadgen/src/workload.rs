@@ -4,7 +4,7 @@
 //! from n alone (`--ratio 1:10` is one SET, then ten GETs, as in memtier), so a reply picked out for checking can
 //! be held against its question without a record of what was asked.
 
-use crate::scan::{HttpScanner, RespScanner, Scanner};
+use crate::scan::{RespScanner, Scanner};
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt};
@@ -230,7 +230,7 @@ impl Workload {
 pub fn scanner(protocol: Protocol) -> Scanner {
     match protocol {
         Protocol::Resp => Scanner::Resp(RespScanner::default()),
-        Protocol::Http => Scanner::Http(HttpScanner::default()),
+        Protocol::Http => Scanner::Http(Box::default()),
     }
 }
 

@@ -308,7 +308,11 @@ fn slow_clients_are_served(io: &str) {
         }
         let begun = Instant::now();
         other.ping();
-        assert!(begun.elapsed() < Duration::from_secs(1), "a PING waited {:?} for slow clients", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "a PING waited {:?} for slow clients",
+            begun.elapsed()
+        );
     }
     for (client, request) in &mut slow {
         if *request == resp {
@@ -316,7 +320,11 @@ fn slow_clients_are_served(io: &str) {
         } else {
             let mut answer = Vec::new();
             client.stream.read_to_end(&mut answer).expect("an answer, then the end");
-            assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"value"), "{}", answer.escape_ascii());
+            assert!(
+                answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"value"),
+                "{}",
+                answer.escape_ascii()
+            );
         }
     }
     server.stop();

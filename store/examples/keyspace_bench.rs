@@ -91,7 +91,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
     let keys = arguments.next().unwrap_or(1_000_000);
     let overwrites = arguments.next().unwrap_or(keys * 10);
-    let reads = 4_000_000u64.max(keys / 2);
+    let reads = 2_000_000u64;
     let now = Now { unix_us: 1_700_000_000_000_000, monotonic: Nanos(1_000_000_000) };
     let mut random = Random(42);
     let value = [b'v'; 128];

@@ -23,9 +23,9 @@ use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions};
 use crate::metrics::Metrics;
 use crate::protocol::http;
 use crate::protocol::reply::Reply;
-use crate::protocol::resp::{self, Args, Found, Limits, Parsed};
+use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
 use crate::pubsub::{self, PubSub, Space};
-use crate::session::{ConnectionId, Peer, Session, Sessions, Transport};
+use crate::session::{ConnectionId, Peer, ReplyMode, Session, Sessions, Transport};
 use crate::slowlog::{LatencyMonitor, SlowLog};
 use crate::time::{Clock, Nanos, Now};
 use alloc::boxed::Box;
@@ -171,6 +171,8 @@ pub struct Shared {
     pub process_id: u32,
     /// Whether the gate has something to ask of every client: there is a memory limit or a pause.
     pub(crate) is_restricted: bool,
+    /// What takes less is neither slow for the slow log nor for the latency monitor.
+    slow_nanos: u64,
     /// Whether quick commands are timed one by one too: the slow log wants to know of microseconds.
     pub(crate) times_everything: bool,
     pub(crate) pool: BufferPool,
@@ -216,6 +218,13 @@ impl Shared {
         self.is_restricted = self.config.maxmemory > 0 || self.pause.until.is_some();
         self.times_everything =
             (0..1000).contains(&threshold) || (1..=1).contains(&self.config.latency_monitor_threshold);
+        let latency = self.config.latency_monitor_threshold;
+        self.slow_nanos = match (u64::try_from(threshold), latency) {
+            (Err(_), 0) => u64::MAX,
+            (Err(_), ms) => ms.saturating_mul(1_000_000),
+            (Ok(us), 0) => us.saturating_mul(1000),
+            (Ok(us), ms) => us.saturating_mul(1000).min(ms.saturating_mul(1_000_000)),
+        };
         self.slowlog.truncate(self.config.slowlog_max_len as usize);
         let config = &self.config;
         self.keyspace.set_eviction_parameters(
@@ -226,8 +235,14 @@ impl Shared {
         self.keyspace.set_access_mode(self.config.maxmemory_policy.access_mode(), now);
     }
 
-    /// Keeps a command that took long.
+    /// Whether [`note_slow`](Self::note_slow) could have something to keep.
     #[inline]
+    pub(crate) fn is_slow(&self, elapsed: Nanos) -> bool {
+        elapsed.0 >= self.slow_nanos
+    }
+
+    /// Keeps a command that took long.
+    #[cold]
     pub(crate) fn note_slow(
         &mut self,
         session: &Session,
@@ -240,7 +255,8 @@ impl Shared {
         if threshold >= 0 && elapsed.0 / 1000 >= threshold as u64 && command.flags & flag::SKIP_SLOWLOG == 0 {
             let max = self.config.slowlog_max_len as usize;
             if max > 0 {
-                self.slowlog.push(args, &session.peer.address, session.name(), elapsed, now, max);
+                let args = without_secrets(command, args);
+                self.slowlog.push(&args.view(), &session.peer.address, session.name(), elapsed, now, max);
             }
         }
         let threshold = self.config.latency_monitor_threshold;
@@ -279,7 +295,7 @@ impl Shared {
         command::pubsub::unsubscribe_all(self, session);
         if !session.left {
             session.left = true;
-            self.clients -= usize::from(!session.refused);
+            self.clients -= 1;
         }
     }
 
@@ -335,16 +351,17 @@ impl Shared {
     #[inline]
     fn charge(&mut self, session: &mut Session) {
         let bytes = session.buffer_bytes();
-        self.buffer_bytes = self.buffer_bytes - session.charged + bytes;
-        session.charged = bytes;
+        if bytes != session.charged {
+            self.buffer_bytes = self.buffer_bytes - session.charged + bytes;
+            session.charged = bytes;
+        }
     }
 
     /// After anything happened to a session: what the driver has to know of it.
     #[inline]
     fn settle(&mut self, session: &mut Session) {
-        if session.aborted {
-            // The command that was its end may have written on.
-            session.output = Vec::new();
+        if session.is_exceptional() {
+            self.settle_exceptions(session);
         }
         if session.output.is_empty() {
             if session.output.capacity() > 0 {
@@ -352,6 +369,16 @@ impl Shared {
             }
         } else {
             self.queue_flush(session);
+        }
+        self.charge(session);
+    }
+
+    /// The part of [`settle`](Self::settle) for a session that waits, waited, or ends, and for HTTP.
+    #[inline(never)]
+    fn settle_exceptions(&mut self, session: &mut Session) {
+        if session.aborted {
+            // The command that was its end may have written on.
+            session.output = Vec::new();
         }
         let wants_pause = !session.closing
             && (session.paused_output
@@ -368,10 +395,32 @@ impl Shared {
         }
         if session.closing && !session.close_queued && !session.aborted {
             session.close_queued = true;
+            // Its last words leave first.
+            self.queue_flush(session);
             self.actions.push_back(Action::Close(session.connection));
         }
-        self.charge(session);
     }
+}
+
+/// The arguments of a slow command with passwords blotted out.
+fn without_secrets(command: &Command, args: &Args<'_>) -> OwnedArgs {
+    let mut kept = OwnedArgs::new();
+    let mut secrets = 0;
+    for argument in args.iter() {
+        if secrets > 0 {
+            secrets -= 1;
+            kept.push(b"(redacted)");
+            continue;
+        }
+        secrets = match command.name {
+            "auth" => usize::MAX,
+            "config|set" if argument.eq_ignore_ascii_case(b"requirepass") => 1,
+            "hello" if argument.eq_ignore_ascii_case(b"auth") => 2,
+            _ => 0,
+        };
+        kept.push(argument);
+    }
+    kept
 }
 
 /// A command of a batch.
@@ -440,6 +489,7 @@ impl Engine {
             expires_actively: true,
             process_id: 0,
             is_restricted: false,
+            slow_nanos: 0,
             times_everything: false,
             pool: BufferPool::default(),
             postponed: Vec::new(),
@@ -465,7 +515,7 @@ impl Engine {
         }
         if shared.clients >= shared.config.maxclients as usize {
             shared.metrics.connections_rejected += 1;
-            session.refused = true;
+            session.left = true;
             session.closing = true;
             if is_http {
                 http::refuse_connection(&mut session.output, now);
@@ -532,20 +582,31 @@ impl Engine {
 
     /// What [`take_output`](Self::take_output) gave was sent; the buffer comes back.
     pub fn handle_sent(&mut self, connection: ConnectionId, buffer: Vec<u8>, now: Now, clock: &dyn Clock) {
-        if let Some(mut session) = self.shared.sessions.take(connection) {
-            session.in_flight = 0;
-            if session.http.is_some() {
-                if !session.closing {
-                    http::resume(&mut self.shared, &mut session, now, clock);
-                }
-            } else if session.paused_output && session.unsent() < HIGH_WATER && !session.closing {
-                session.paused_output = false;
-                self.run_kept(&mut session, now, clock);
-            }
-            self.shared.settle(&mut session);
-            self.shared.sessions.insert(session);
-        }
         self.shared.pool.give(buffer);
+        match self.shared.sessions.get_mut(connection) {
+            None => return,
+            Some(session) => {
+                session.in_flight = 0;
+                session.last_interaction = now.monotonic;
+                if !session.is_exceptional() && session.output.is_empty() {
+                    let bytes = session.buffer_bytes();
+                    self.shared.buffer_bytes = self.shared.buffer_bytes - session.charged + bytes;
+                    session.charged = bytes;
+                    return;
+                }
+            }
+        }
+        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        if session.http.is_some() {
+            if !session.closing {
+                http::resume(&mut self.shared, &mut session, now, clock);
+            }
+        } else if session.paused_output && session.unsent() < HIGH_WATER && !session.closing {
+            session.paused_output = false;
+            self.run_kept(&mut session, now, clock);
+        }
+        self.shared.settle(&mut session);
+        self.shared.sessions.insert(session);
     }
 
     /// Background work, a bounded amount: expiry, eviction, compaction, silent clients, the end of a pause.
@@ -557,7 +618,7 @@ impl Engine {
             && shared.used_memory() > shared.config.maxmemory
         {
             shared.make_room(now);
-            self.busy |= shared.used_memory() > shared.config.maxmemory && shared.keyspace.len() > 0;
+            self.busy |= shared.used_memory() > shared.config.maxmemory && !shared.keyspace.is_empty();
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
         shared.metrics.tick(now.monotonic);
@@ -587,7 +648,8 @@ impl Engine {
         let shared = &self.shared;
         let pause = shared.pause.until.map(|until| until.since(now.monotonic));
         let silence = (shared.config.timeout > 0 && shared.clients > 0).then_some(Nanos(1_000_000_000));
-        [shared.keyspace.next_expiry_check(now), pause, silence].into_iter().flatten().min()
+        let expiry = if shared.expires_actively { shared.keyspace.next_expiry_check(now) } else { None };
+        [expiry, pause, silence].into_iter().flatten().min()
     }
 
     /// The server is to stop: nothing more is executed, what is answered is sent.
@@ -685,6 +747,12 @@ impl Engine {
         clock: &dyn Clock,
     ) -> usize {
         let Engine { shared, batch, .. } = self;
+        if batch.found.spans.capacity() > 4 * BATCH_ARGUMENTS
+            || batch.found.inline.capacity() > resp::LINE_MAX
+        {
+            // A huge command has passed; the next ones will not be.
+            batch.found = Found::default();
+        }
         while at < buffer.len() {
             batch.commands.clear();
             batch.found.spans.clear();
@@ -710,15 +778,15 @@ impl Engine {
                     Reply::new(&mut session.output, session.resp3).error_bytes(&error.text());
                     shared.metrics.protocol_errors += 1;
                     shared.metrics.note_error(&session.output[start..]);
+                    if matches!(session.reply_mode, ReplyMode::Off | ReplyMode::Skip) {
+                        session.output.truncate(start); // who asked for silence is closed in silence
+                    }
                     session.closing = true;
                     return buffer.len();
                 }
                 Some(_) => return at,
                 None => {}
             }
-        }
-        if batch.found.spans.capacity() > 4 * BATCH_ARGUMENTS {
-            batch.found = Found::default();
         }
         at
     }
@@ -920,9 +988,15 @@ impl Run {
     ) {
         let Some((first, started)) = self.started.take() else { return };
         let commands = &batch.commands[first..end];
-        let Some(count) = core::num::NonZeroU64::new(commands.len() as u64) else { return };
         let elapsed = clock.monotonic().since(started);
-        let each = Nanos(elapsed.0 / count);
+        if let [Planned { command: Some(command), .. }] = commands {
+            shared.metrics.note_time(command.id, elapsed, 1);
+            if shared.is_slow(elapsed) && !shared.times_everything {
+                shared.note_slow(session, command, &batch.args(&commands[0], buffer), elapsed, now);
+            }
+            return;
+        }
+        let Some(each) = elapsed.0.checked_div(commands.len() as u64).map(Nanos) else { return };
         // Most runs are of one command: one addition serves a stretch of equal ones.
         let mut rest = commands;
         while let Some(command) = rest.first().map(|planned| planned.command) {
@@ -932,11 +1006,6 @@ impl Run {
                 shared.metrics.note_time(id, each, same as u64);
             }
             rest = &rest[same..];
-        }
-        if let ([planned], false) = (commands, shared.times_everything)
-            && let Some(command) = planned.command
-        {
-            shared.note_slow(session, command, &batch.args(planned, buffer), elapsed, now);
         }
     }
 }

@@ -205,7 +205,7 @@ impl Probe for KeyProbe<'_> {
 }
 
 /// Compaction starts when more than one byte in this many is dead.
-const DEAD_DIVISOR: usize = 12;
+const DEAD_DIVISOR: usize = 16;
 /// Below this many dead bytes compaction is not worth a thought.
 const DEAD_BYTES_MIN: usize = SEGMENT_BYTES;
 /// A segment of which more than this share lives (in 256ths) is not worth moving.
@@ -716,14 +716,16 @@ impl Keyspace {
 
     // ---- compaction -------------------------------------------------------------------------------------
 
-    /// Moves live records out of segments that are mostly dead and gives those back, looking at about `budget_bytes`.
-    /// True: there is more to do now.
+    /// Moves live records out of segments that are mostly dead and gives those back, looking at about `budget_bytes`, and
+    /// at four times as many while twice the tolerated share is dead: writers must not outrun it. True: there is more to
+    /// do now.
     pub fn compact_some(&mut self, now: Now, budget_bytes: usize) -> bool {
         while let Some(slab) = self.index.released_slab() {
             self.arena.give_back(slab);
         }
         self.arena.release_some(4);
-        let mut budget = budget_bytes as isize;
+        let is_behind = self.arena.dead_bytes() * DEAD_DIVISOR > 2 * self.arena.capacity_bytes();
+        let mut budget = budget_bytes as isize * if is_behind { 4 } else { 1 };
         while budget > 0 {
             if self.compaction.is_none() {
                 self.compaction = self.choose_victim();

@@ -159,14 +159,12 @@ pub struct Session {
     pub(crate) flush_queued: bool,
     /// The peer will send nothing more.
     pub(crate) input_ended: bool,
-    /// There were too many clients: it is told so and closed.
-    pub(crate) refused: bool,
-    /// It is out of everything that knew it by name, and no client any more.
+    /// It is no client any more, or never was (there were too many): nothing knows it by name.
     pub(crate) left: bool,
     /// The driver was asked to close it.
     pub(crate) close_queued: bool,
-    /// Commands are being executed by EXEC.
-    pub in_exec: bool,
+    /// How many commands EXEC is executing; 0 outside of it.
+    pub executing: usize,
     /// CLIENT NO-EVICT
     pub no_evict: bool,
     /// CLIENT NO-TOUCH: reads leave the access data alone.
@@ -242,12 +240,32 @@ impl Session {
         self.names.as_ref().map_or(&[], |names| &names.name)
     }
 
+    /// Whether anything holds that an ordinary session between two commands does not know.
+    #[inline]
+    pub(crate) fn is_exceptional(&self) -> bool {
+        // One test of what lies side by side in memory, instead of six.
+        self.closing
+            | self.aborted
+            | self.paused_output
+            | self.paused_client
+            | self.receive_paused
+            | self.http.is_some()
+    }
+
     /// Bytes of all buffers, as `maxmemory` counts them.
+    #[inline]
     pub(crate) fn buffer_bytes(&self) -> usize {
-        self.output.capacity()
-            + self.in_flight
-            + self.input.capacity()
-            + self.partial.as_ref().map_or(0, |partial| partial.capacity())
+        let plain = self.output.capacity() + self.in_flight + self.input.capacity();
+        if self.partial.is_some() | self.transaction.is_some() | self.http.is_some() {
+            plain + self.rare_buffer_bytes()
+        } else {
+            plain
+        }
+    }
+
+    #[cold]
+    fn rare_buffer_bytes(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.capacity())
             + self.transaction.as_ref().map_or(0, |transaction| transaction.bytes)
             + self.http.as_ref().map_or(0, |http| http.buffer_bytes())
     }

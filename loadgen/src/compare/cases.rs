@@ -54,9 +54,30 @@ pub struct TargetEntry {
     /// Set every key before measuring.
     #[serde(default = "default_true")]
     pub fill: bool,
+    /// Stop it with SIGSTOP while others are measured. Not every server outlives that.
+    #[serde(default = "default_true")]
+    pub freeze: bool,
+    /// Another load generator to drive it in place of this one: program and arguments. Beside the fields above,
+    /// `{connections}`, `{pipeline}`, `{seconds}`, `{requests}`, `{keys}`, `{value-size}` and `{ratio}` are filled in.
+    #[serde(default)]
+    pub tool: Vec<String>,
+    /// Where that tool says its throughput.
+    #[serde(default)]
+    pub tool_output: ToolOutput,
     /// Files in `{dir}` before it starts: name and contents, with the same fields filled in.
     #[serde(default)]
     pub files: std::collections::BTreeMap<String, String>,
+}
+
+/// Where another load generator says its throughput.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToolOutput {
+    /// redis-benchmark and valkey-benchmark `--csv`: the second field of the last line.
+    #[default]
+    RedisBenchmarkCsv,
+    /// memtier_benchmark `--json-out-file {dir}/out.json`: the total of all operations.
+    MemtierJson,
 }
 
 /// Which of a server's listeners.
@@ -270,6 +291,7 @@ mod tests {
     #[test]
     fn the_default_and_the_committed_files_are_read() {
         assert_eq!(CaseFile::default().groups().len(), 1);
+        // Not below /tmp, /opt or a home: a case file serves on every machine.
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/cases");
         let files: Vec<_> =
             std::fs::read_dir(&folder).expect("the case files are committed").flatten().collect();

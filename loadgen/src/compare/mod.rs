@@ -9,6 +9,7 @@
 //! Ratios are formed within a round and summarised over rounds: median, range, and a bootstrap interval.
 
 pub mod cases;
+mod markdown;
 pub mod peers;
 pub mod statistics;
 
@@ -23,13 +24,12 @@ use crate::verdict::Verdict;
 use crate::worker::WorkerOptions;
 use crate::workload::{Protocol, WorkloadOptions};
 use cases::{Case, CaseFile, Goal};
-use peers::{Peer, Peers, Running};
+use peers::{Peer, Peers, Running, ToolLoad};
 use reactor::cpu;
 use reactor::io::stop::StopSignal;
 use serde::Serialize;
 use statistics::Spread;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Name and version of the JSON schema.
@@ -117,6 +117,8 @@ struct Comparison {
     seed: u64,
     targets: Vec<Peer>,
     missing: Vec<String>,
+    /// Measurements that failed, and why.
+    failed: Vec<String>,
     notes: Vec<String>,
     incomplete: Option<String>,
     cases: Vec<CaseReport>,
@@ -146,6 +148,7 @@ struct Comparing<'a> {
     manifest: Manifest,
     placement: Placement,
     measurements: Vec<Measurement>,
+    failed: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -200,6 +203,7 @@ impl<'a> Comparing<'a> {
             manifest: Manifest::read(),
             placement,
             measurements: Vec::new(),
+            failed: Vec::new(),
             notes,
         })
     }
@@ -224,7 +228,7 @@ impl<'a> Comparing<'a> {
             eprintln!("loadgen: {why}");
         }
         let comparison = self.conclude(incomplete);
-        let markdown = markdown(&comparison);
+        let markdown = markdown::page(&comparison);
         println!("{markdown}");
         let folder = self.arguments.results.join(format!("{}-compare", comparison.manifest.started_at));
         let (json, md) = (folder.join("report.json"), folder.join("report.md"));
@@ -235,8 +239,9 @@ impl<'a> Comparing<'a> {
         }
         println!("written: {} and {}", md.display(), json.display());
         let invalid = self.measurements.iter().any(|one| one.verdict == Verdict::Invalid);
-        let failed = comparison.incomplete.is_some() || invalid || self.measurements.is_empty();
-        if failed { ExitCode::from(EXIT_FAILED) } else { ExitCode::SUCCESS }
+        let failed =
+            comparison.incomplete.is_some() || !self.failed.is_empty() || self.measurements.is_empty();
+        if failed || invalid { ExitCode::from(EXIT_FAILED) } else { ExitCode::SUCCESS }
     }
 
     /// One round of the cases that share a data set.
@@ -280,25 +285,45 @@ impl<'a> Comparing<'a> {
         let mut servers: BTreeMap<(String, String), Running> = BTreeMap::new();
         for case in cases {
             for target in targets.iter().filter(|target| case.targets.contains(&target.name)) {
+                let key = (target.name.clone(), target.variant(case));
+                let result = self.start_and_measure(round, case, target, servers.remove(&key), stop);
                 if stop.is_requested() {
                     return Err("interrupted; what was measured until then is shown".into());
                 }
-                let key = (target.name.clone(), target.variant(case));
-                let mut filled = true;
-                if !servers.contains_key(&key) {
-                    let running = Running::start(target, case, self.placement.server_core)?;
-                    running.freeze();
-                    servers.insert(key.clone(), running);
-                    filled = !target.fill;
+                match result {
+                    Ok((server, measurement)) => {
+                        servers.insert(key, server);
+                        self.measurements.push(measurement);
+                    }
+                    // One that fails does not take the others with it. Its next case starts it anew.
+                    Err(error) => {
+                        let error = format!("round {round}, {}, {}: {error}", target.name, case.name);
+                        eprintln!("loadgen: {error}");
+                        self.failed.push(error);
+                    }
                 }
-                let server = servers.get_mut(&key).expect("it was just started");
-                server.thaw();
-                let measured = self.measure_one(round, case, target, server, !filled, stop);
-                server.freeze();
-                self.measurements.push(measured?);
             }
         }
         Ok(())
+    }
+
+    fn start_and_measure(
+        &self,
+        round: u32,
+        case: &Case,
+        target: &Peer,
+        server: Option<Running>,
+        stop: &StopSignal,
+    ) -> Result<(Running, Measurement), String> {
+        let prefill = server.is_none() && target.fill;
+        let server = match server {
+            Some(server) => server,
+            None => Running::start(target, case, self.placement.server_core)?,
+        };
+        server.thaw();
+        let measured = self.measure_one(round, case, target, &server, prefill, stop);
+        server.freeze();
+        Ok((server, measured?))
     }
 
     fn measure_one(
@@ -310,6 +335,9 @@ impl<'a> Comparing<'a> {
         prefill: bool,
         stop: &StopSignal,
     ) -> Result<Measurement, String> {
+        if !target.tool.is_empty() {
+            return self.measure_with_tool(round, case, target, server);
+        }
         let title = format!("{round}/{} {}", self.file.rounds, target.name);
         let mut best: Option<RunReport> = None;
         let mut repeated = 0;
@@ -325,9 +353,9 @@ impl<'a> Comparing<'a> {
                 server_is_embedded: false,
             };
             let run = run::measure(&title, plan, options, self.placement, stop)
-                .map_err(|failure| format!("{}, {}: {failure}", target.name, case.name))?;
+                .map_err(|failure| failure.to_string())?;
             if let Some(why) = run.incomplete {
-                return Err(format!("{}, {}: {why}{}", target.name, case.name, server.log_tail()));
+                return Err(format!("{why}{}", server.log_tail()));
             }
             let noise =
                 |run: &RunReport| run.cpu.foreign_share.unwrap_or(0.0) + run.cpu.steal_share.unwrap_or(0.0);
@@ -361,20 +389,68 @@ impl<'a> Comparing<'a> {
             reasons: run.reasons.iter().map(|reason| reason.text.clone()).collect(),
             repeated,
         };
+        self.tell(&measurement);
+        Ok(measurement)
+    }
+
+    /// The same server driven by somebody else's load generator.
+    fn measure_with_tool(
+        &self,
+        round: u32,
+        case: &Case,
+        target: &Peer,
+        server: &Running,
+    ) -> Result<Measurement, String> {
+        let load = ToolLoad {
+            connections: case.connections.unwrap_or(self.file.connections),
+            seconds: case.duration_s.unwrap_or(self.file.duration_s),
+        };
+        let before = system::process_cpu_ns(server.pid());
+        let began = std::time::Instant::now();
+        let throughput = server.run_tool(target, case, load, self.placement.generator_core)?;
+        let wall_ns = began.elapsed().as_nanos() as f64;
+        let server_ns =
+            system::process_cpu_ns(server.pid()).zip(before).map(|(after, before)| after - before);
+        let server_share = server_ns.map(|ns| ns as f64 / wall_ns);
+        let measurement = Measurement {
+            round,
+            case: case.name.clone(),
+            target: target.name.clone(),
+            throughput_per_s: throughput,
+            server_us_per_request: None,
+            generator_us_per_request: None,
+            server_share,
+            generator_share: None,
+            foreign_share: None,
+            saturated: Saturated::Unknown,
+            p50_ns: None,
+            p99_ns: None,
+            misses: 0,
+            errors: 0,
+            server_resident_bytes: None,
+            verdict: Verdict::Valid,
+            reasons: Vec::new(),
+            repeated: 0,
+        };
+        self.tell(&measurement);
+        Ok(measurement)
+    }
+
+    fn tell(&self, one: &Measurement) {
         eprintln!(
-            "round {round}/{} {:<24} {:<36} {:>12}/s  server {:>7} µs/request ({})  {}",
+            "round {}/{} {:<24} {:<36} {:>12}/s  server {:>7} µs/request ({})  {}",
+            one.round,
             self.file.rounds,
-            target.name,
-            case.name,
-            thousands(measurement.throughput_per_s),
-            table::number(measurement.server_us_per_request, 3),
-            table::percent(measurement.server_share),
-            match measurement.verdict {
+            one.target,
+            one.case,
+            thousands(one.throughput_per_s),
+            table::number(one.server_us_per_request, 3),
+            table::percent(one.server_share),
+            match one.verdict {
                 Verdict::Valid => String::new(),
-                verdict => format!("{verdict}: {}", measurement.reasons.join("; ")),
+                verdict => format!("{verdict}: {}", one.reasons.join("; ")),
             }
         );
-        Ok(measurement)
     }
 
     fn plan(&self, case: &Case, server: &Running, prefill: bool) -> Plan {
@@ -424,6 +500,7 @@ impl<'a> Comparing<'a> {
             seed: self.arguments.seed,
             targets: self.peers.found.clone(),
             missing: self.peers.missing.clone(),
+            failed: self.failed.clone(),
             notes: self.notes.clone(),
             incomplete,
             cases,
@@ -523,110 +600,6 @@ fn goal_report(goal: &Goal, rows: &[Row]) -> GoalReport {
     GoalReport { text, measured, met }
 }
 
-fn markdown(comparison: &Comparison) -> String {
-    let mut text = String::new();
-    let manifest = &comparison.manifest;
-    let core = |core: Option<usize>| core.map_or("unpinned".into(), |core| format!("core {core}"));
-    let _ = writeln!(text, "# {}\n", comparison.title);
-    if let Some(why) = &comparison.incomplete {
-        let _ = writeln!(text, "**Incomplete:** {why}\n");
-    }
-    let _ = writeln!(
-        text,
-        "{}; commit {}; {}; {}; servers on {}, generator on {}; seed {}. `{}`\n",
-        manifest.started_at,
-        manifest.commit.as_deref().unwrap_or("unknown"),
-        manifest.cpu_model.as_deref().unwrap_or("unknown CPU"),
-        manifest.kernel.as_deref().unwrap_or("unknown kernel").split(" (").next().unwrap_or_default(),
-        core(comparison.server_core),
-        core(comparison.generator_core),
-        comparison.seed,
-        manifest.command.iter().skip(1).fold("loadgen".to_string(), |all, word| all + " " + word),
-    );
-    let _ = writeln!(text, "| target | version | started as |\n|---|---|---|");
-    for peer in &comparison.targets {
-        let version = peer.version.as_deref().unwrap_or("–");
-        let _ = writeln!(text, "| {} | {version} | `{}` |", peer.name, peer.shown_command());
-    }
-    text.push('\n');
-    for missing in &comparison.missing {
-        let _ = writeln!(text, "Missing: {missing}\n");
-    }
-    for note in &comparison.notes {
-        let _ = writeln!(text, "Note: {note}\n");
-    }
-    for case in &comparison.cases {
-        markdown_case(&mut text, case);
-    }
-    text
-}
-
-fn markdown_case(text: &mut String, case: &CaseReport) {
-    let loop_text = match case.case.rate {
-        Some(rate) => format!("open loop, Poisson, {}/s", thousands(rate)),
-        None => format!("closed loop, pipeline {}", case.case.pipeline),
-    };
-    let _ = writeln!(
-        text,
-        "## {}\n\n{loop_text}, {} keys, {} B keys, {} B values. Medians over rounds (smallest–largest); ratios are \
-         {} over the row's target, paired by round: median [bootstrap 95 % interval] (smallest–largest).\n",
-        case.case.name,
-        thousands(case.case.keys as f64),
-        case.case.key_size,
-        case.case.value_size,
-        case.subject
-    );
-    let _ = writeln!(
-        text,
-        "| target | rounds | throughput /s | server CPU µs/request | server / generator CPU | saturated | p50 | p99 \
-         | CPU ratio | throughput ratio | flagged |\n|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|"
-    );
-    for row in &case.rows {
-        let nanos =
-            |spread: &Option<Spread>| table::micros(spread.as_ref().map(|spread| spread.median as u64));
-        let share = |spread: &Option<Spread>| table::percent(spread.as_ref().map(|spread| spread.median));
-        let ratio = |spread: &Option<Spread>, words: Option<&str>| match spread {
-            Some(spread) => format!("{}: {}", spread.ratio_text(), words.unwrap_or_default()),
-            None => "–".into(),
-        };
-        let throughput = &row.throughput_per_s;
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} ({}–{}) | {} | {} / {} | {} | {} | {} | {} | {} | {} |",
-            row.target,
-            row.rounds,
-            thousands(throughput.median),
-            thousands(throughput.min),
-            thousands(throughput.max),
-            row.server_us_per_request.as_ref().map_or("–".into(), Spread::text),
-            share(&row.server_share),
-            share(&row.generator_share),
-            row.saturated,
-            nanos(&row.p50_ns),
-            nanos(&row.p99_ns),
-            ratio(&row.cpu_ratio, row.cpu_words),
-            ratio(&row.throughput_ratio, row.throughput_words),
-            match (row.suspect, row.invalid) {
-                (0, 0) => "–".into(),
-                (suspect, 0) => format!("{suspect} suspect"),
-                (suspect, invalid) => format!("{suspect} suspect, {invalid} invalid"),
-            }
-        );
-    }
-    text.push('\n');
-    for goal in &case.goals {
-        let outcome = match goal.met {
-            Some(true) => "met",
-            Some(false) => "**missed**",
-            None => "not measured",
-        };
-        let _ = writeln!(text, "- {}: {} ({outcome})", goal.text, table::number(goal.measured, 3));
-    }
-    if !case.goals.is_empty() {
-        text.push('\n');
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -689,7 +662,7 @@ mod tests {
             goals: vec![GoalReport { text: "a goal".into(), measured: Some(1.5), met: Some(false) }],
         };
         let mut text = String::new();
-        markdown_case(&mut text, &report);
+        markdown::case(&mut text, &report);
         for expected in ["closed loop", "saturated", "server", "4.000", "**missed**", "| us | 3 |"] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

@@ -1,6 +1,6 @@
 //! The servers under comparison: where their programs are, how they start, that they end.
 
-use super::cases::{Case, Listener, TargetEntry};
+use super::cases::{Case, Listener, TargetEntry, ToolOutput};
 use crate::cli::CompareArgs;
 use crate::workload::Protocol;
 use reactor::cpu;
@@ -35,6 +35,16 @@ pub struct Peer {
     pub http_path: String,
     /// Set every key before measuring.
     pub fill: bool,
+    /// Stop it while others are measured.
+    pub freeze: bool,
+    /// Another load generator that drives it, fields not filled in; empty: this one.
+    pub tool: Vec<String>,
+    /// Where that one says its throughput.
+    #[serde(skip)]
+    tool_output: ToolOutput,
+    /// The other load generator, found.
+    #[serde(skip)]
+    tool_program: PathBuf,
     /// Files it needs.
     #[serde(skip)]
     files: BTreeMap<String, String>,
@@ -72,19 +82,32 @@ impl Peers {
                     entries.iter().chain(&known).map(|entry| entry.name.as_str()).collect();
                 format!("no target is called \"{name}\"; there are {}", names.join(", "))
             })?;
-            match find_program(&entry.command[0], arguments) {
-                Some(program) => peers.found.push(Peer {
-                    name: entry.name.clone(),
-                    command: entry.command.clone(),
-                    version: version(entry, &program),
-                    listener: entry.listener,
-                    http_path: entry.http_path.clone(),
-                    fill: entry.fill,
-                    files: entry.files.clone(),
-                    program,
-                }),
-                None => peers.missing.push(format!("{name}: no program \"{}\" in PATH", entry.command[0])),
+            let mut programs = [entry.command.first(), entry.tool.first()].map(|name| match name {
+                Some(name) => find_program(name, arguments).ok_or(name),
+                None => Ok(PathBuf::new()),
+            });
+            if let Some(Err(absent)) = programs.iter().find(|program| program.is_err()) {
+                peers.missing.push(format!("{name}: no program \"{absent}\" in PATH"));
+                continue;
             }
+            let [program, tool_program] = programs.each_mut().map(|program| match program {
+                Ok(path) => std::mem::take(path),
+                Err(_) => unreachable!("looked at above"),
+            });
+            peers.found.push(Peer {
+                name: entry.name.clone(),
+                command: entry.command.clone(),
+                version: version(entry, &program),
+                listener: entry.listener,
+                http_path: entry.http_path.clone(),
+                fill: entry.fill,
+                freeze: entry.freeze,
+                tool: entry.tool.clone(),
+                tool_output: entry.tool_output,
+                tool_program,
+                files: entry.files.clone(),
+                program,
+            });
         }
         Ok(peers)
     }
@@ -102,12 +125,6 @@ impl Peer {
             true => reply_bytes(case).to_string(),
             false => String::new(),
         }
-    }
-
-    /// The command line for people.
-    pub fn shown_command(&self) -> String {
-        let quoted = |word: &String| if word.is_empty() { "''".to_string() } else { word.clone() };
-        self.command.iter().map(quoted).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -155,15 +172,22 @@ fn version(entry: &TargetEntry, program: &Path) -> Option<String> {
     (!line.is_empty()).then(|| line.to_string())
 }
 
+fn words(line: &str) -> Vec<String> {
+    line.split_ascii_whitespace().map(|word| word.trim_matches('\'').to_string()).collect()
+}
+
 /// The targets that need no entry in a file.
 fn builtin() -> Vec<TargetEntry> {
     let entry = |name: &str, listener: Listener, command: &str, version: &str| TargetEntry {
         name: name.into(),
-        command: command.split(' ').map(|word| word.trim_matches('\'').to_string()).collect(),
-        version: if version.is_empty() { vec![] } else { version.split(' ').map(str::to_string).collect() },
+        command: words(command),
+        version: if version.is_empty() { vec![] } else { words(version) },
         listener,
         http_path: "/v1/keys/{key}".into(),
         fill: true,
+        freeze: true,
+        tool: Vec::new(),
+        tool_output: ToolOutput::default(),
         files: BTreeMap::new(),
     };
     let millrace = "millrace --bind 127.0.0.1 --port {port} --http-port {http-port} --unixsocket {socket} --dir {dir} \
@@ -184,19 +208,34 @@ fn builtin() -> Vec<TargetEntry> {
         entry("redis", Listener::Resp, &redis("redis-server"), "redis-server --version"),
         entry("redis-unix", Listener::Unix, &redis("redis-server"), "redis-server --version"),
         entry("valkey", Listener::Resp, &redis("valkey-server"), "valkey-server --version"),
-        entry(
-            "kevy",
-            Listener::Resp,
-            "kevy --bind 127.0.0.1 --port {port} --threads 1 --no-aof --dir {dir}",
-            "kevy --version",
-        ),
     ];
+    let mut kevy = entry(
+        "kevy",
+        Listener::Resp,
+        "kevy --bind 127.0.0.1 --port {port} --threads 1 --no-aof --dir {dir}",
+        "kevy --version",
+    );
+    // 3.17.3 takes the EINTR that follows SIGCONT for a fatal error.
+    kevy.freeze = false;
     let mut null =
         entry("null", Listener::Resp, "nullresp --port {port} --cpu {core} --reply-bytes {reply-bytes}", "");
     null.fill = false;
     let mut null_epoll = null.clone();
     null_epoll.name = "null-epoll".into();
     null_epoll.command.extend(["--mode".to_string(), "epoll".to_string()]);
+    let mut by_redis_benchmark = null.clone();
+    by_redis_benchmark.name = "null-by-redis-benchmark".into();
+    by_redis_benchmark.tool = words(
+        "redis-benchmark -h 127.0.0.1 -p {port} -c {connections} -P {pipeline} -n {requests} -r {keys} -d {value-size} \
+         -t get --csv",
+    );
+    let mut by_memtier = null.clone();
+    by_memtier.name = "null-by-memtier".into();
+    by_memtier.tool = words(
+        "memtier_benchmark -s 127.0.0.1 -p {port} -t 1 -c {connections} --pipeline {pipeline} --ratio {ratio} \
+         --key-maximum {keys} -d {value-size} --test-time {seconds} --hide-histogram --json-out-file {dir}/out.json",
+    );
+    by_memtier.tool_output = ToolOutput::MemtierJson;
     let mut nginx = entry("nginx", Listener::Http, "nginx -p {dir} -c {dir}/nginx.conf", "nginx -v");
     nginx.fill = false;
     nginx.http_path = "/".into();
@@ -213,7 +252,7 @@ fn builtin() -> Vec<TargetEntry> {
              return 200 \"{body}\"; }}\n  }}\n}}\n"
         ),
     );
-    list.extend([null, null_epoll, nginx]);
+    list.extend([kevy, null, null_epoll, by_redis_benchmark, by_memtier, nginx]);
     list
 }
 
@@ -222,6 +261,8 @@ fn builtin() -> Vec<TargetEntry> {
 pub struct Running {
     child: Child,
     folder: PathBuf,
+    may_freeze: bool,
+    fields: Vec<(&'static str, String)>,
     /// Where it is spoken to.
     pub address: Target,
     /// What is spoken.
@@ -233,12 +274,11 @@ pub struct Running {
 impl Running {
     /// Starts a target on `core` and waits until it serves.
     pub fn start(peer: &Peer, case: &Case, core: Option<usize>) -> Result<Running, String> {
-        let failed = |what: String| format!("{}: {what}", peer.name);
         // The folder's name is short: a socket's path may have 107 bytes.
-        let folder = fresh_folder().map_err(|error| failed(format!("no folder for it: {error}")))?;
-        let [port, http_port] = free_ports().map_err(|error| failed(format!("no free port: {error}")))?;
+        let folder = fresh_folder().map_err(|error| format!("no folder for it: {error}"))?;
+        let [port, http_port] = free_ports().map_err(|error| format!("no free port: {error}"))?;
         let socket = folder.join("s");
-        let fields = [
+        let fields = vec![
             ("{port}", port.to_string()),
             ("{http-port}", http_port.to_string()),
             ("{socket}", socket.display().to_string()),
@@ -251,28 +291,22 @@ impl Running {
         };
         for (name, contents) in &peer.files {
             fs::write(folder.join(name), fill_in(contents))
-                .map_err(|error| failed(format!("cannot write its {name}: {error}")))?;
+                .map_err(|error| format!("cannot write its {name}: {error}"))?;
         }
         let log = fs::File::create(folder.join("log"))
             .and_then(|log| Ok((log.try_clone()?, log)))
-            .map_err(|error| failed(format!("no log file for it: {error}")))?;
+            .map_err(|error| format!("no log file for it: {error}"))?;
         let mut command = Command::new(&peer.program);
         command.args(peer.command[1..].iter().map(|word| fill_in(word)));
         command.stdin(Stdio::null()).stdout(log.0).stderr(log.1);
-        // A process inherits the mask of the thread that starts it.
-        let spawned = std::thread::spawn(move || {
-            if let Some(core) = core {
-                cpu::pin_to(core).map_err(|error| error.to_string())?;
-            }
-            command.spawn().map_err(|error| error.to_string())
-        });
-        let child = spawned.join().expect("the thread does not panic");
-        let child =
-            child.map_err(|error| failed(format!("cannot start {}: {error}", peer.program.display())))?;
+        let child = spawn_pinned(command, core)
+            .map_err(|error| format!("cannot start {}: {error}", peer.program.display()))?;
         let localhost = |port: u16| Target::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
         let mut running = Running {
             child,
             folder,
+            may_freeze: peer.freeze,
+            fields: fields.clone(),
             address: match peer.listener {
                 Listener::Resp => localhost(port),
                 Listener::Http => localhost(http_port),
@@ -281,7 +315,7 @@ impl Running {
             protocol: peer.listener.protocol(),
             http_path: peer.http_path.clone(),
         };
-        running.wait_until_ready().map_err(failed)?;
+        running.wait_until_ready()?;
         Ok(running)
     }
 
@@ -318,6 +352,45 @@ impl Running {
         }
     }
 
+    /// Lets another load generator, on `core`, drive the server; the requests a second it says it made.
+    pub fn run_tool(
+        &self,
+        peer: &Peer,
+        case: &Case,
+        load: ToolLoad,
+        core: Option<usize>,
+    ) -> Result<f64, String> {
+        let mut fields = self.fields.clone();
+        fields.extend([
+            ("{connections}", load.connections.to_string()),
+            ("{pipeline}", case.pipeline.to_string()),
+            ("{seconds}", load.seconds.ceil().to_string()),
+            // redis-benchmark takes a number of requests: about as many as it makes in the time.
+            ("{requests}", ((load.seconds * 60_000.0) as u64 * u64::from(case.pipeline.min(48))).to_string()),
+            ("{keys}", case.keys.to_string()),
+            ("{value-size}", case.value_size.to_string()),
+            ("{ratio}", format!("{}:{}", case.sets, case.gets)),
+        ]);
+        let mut command = Command::new(&peer.tool_program);
+        command.args(peer.tool[1..].iter().map(|word| fill_in(word, &fields)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let child = spawn_pinned(command, core)
+            .map_err(|error| format!("cannot start {}: {error}", peer.tool_program.display()))?;
+        let output = child.wait_with_output().map_err(|error| format!("{}: {error}", peer.tool[0]))?;
+        if !output.status.success() {
+            return Err(format!("{} ended with {}", peer.tool[0], output.status));
+        }
+        let throughput = match peer.tool_output {
+            ToolOutput::RedisBenchmarkCsv => {
+                redis_benchmark_throughput(&String::from_utf8_lossy(&output.stdout))
+            }
+            ToolOutput::MemtierJson => {
+                memtier_throughput(&fs::read(self.folder.join("out.json")).unwrap_or_default())
+            }
+        };
+        throughput.ok_or_else(|| format!("{} says no throughput where it was looked for", peer.tool[0]))
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -334,6 +407,9 @@ impl Running {
     }
 
     fn signal(&self, signal: &str) {
+        if !self.may_freeze {
+            return;
+        }
         // The shell's own kill: there may be no program of that name. If it fails the server merely stays awake.
         let script = format!("kill {signal} {}", self.pid());
         let _ = Command::new("sh").arg("-c").arg(script).stdin(Stdio::null()).stderr(Stdio::null()).status();
@@ -356,6 +432,39 @@ impl Drop for Running {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// How hard another load generator is to try.
+#[derive(Clone, Copy, Debug)]
+pub struct ToolLoad {
+    /// Over how many connections.
+    pub connections: usize,
+    /// For how long.
+    pub seconds: f64,
+}
+
+fn redis_benchmark_throughput(csv: &str) -> Option<f64> {
+    csv.lines().last()?.split(',').nth(1)?.trim_matches('"').parse().ok()
+}
+
+fn memtier_throughput(json: &[u8]) -> Option<f64> {
+    let report: serde_json::Value = serde_json::from_slice(json).ok()?;
+    report.pointer("/ALL STATS/Totals/Ops~1sec")?.as_f64()
+}
+
+fn fill_in(text: &str, fields: &[(&'static str, String)]) -> String {
+    fields.iter().fold(text.to_string(), |text, (name, value)| text.replace(name, value))
+}
+
+/// A process inherits the mask of the thread that starts it.
+fn spawn_pinned(mut command: Command, core: Option<usize>) -> Result<Child, String> {
+    let spawned = std::thread::spawn(move || {
+        if let Some(core) = core {
+            cpu::pin_to(core).map_err(|error| error.to_string())?;
+        }
+        command.spawn().map_err(|error| error.to_string())
+    });
+    spawned.join().expect("the thread does not panic")
 }
 
 /// Whether the server answers its first request. `Ok(false)`: not yet (a server that loads says so).
@@ -387,4 +496,48 @@ fn fresh_folder() -> std::io::Result<PathBuf> {
 fn free_ports() -> std::io::Result<[u16; 2]> {
     let listeners = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
     Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_tools_throughput_is_found() {
+        let csv = "\"test\",\"rps\",\"avg_latency_ms\"\n\"GET\",\"81234.50\",\"0.301\"\n";
+        assert_eq!(redis_benchmark_throughput(csv), Some(81_234.5));
+        assert_eq!(redis_benchmark_throughput("ERROR"), None);
+        let json = br#"{"ALL STATS": {"Totals": {"Ops/sec": 86000.25}}}"#;
+        assert_eq!(memtier_throughput(json), Some(86_000.25));
+        assert_eq!(memtier_throughput(b""), None);
+    }
+
+    #[test]
+    fn builtin_targets_have_distinct_names_and_known_fields() {
+        let list = builtin();
+        for entry in &list {
+            assert_eq!(list.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
+            let known = [
+                "port",
+                "http-port",
+                "socket",
+                "dir",
+                "core",
+                "reply-bytes",
+                "connections",
+                "pipeline",
+                "requests",
+                "keys",
+                "value-size",
+                "ratio",
+                "seconds",
+            ];
+            for word in entry.command.iter().chain(&entry.tool) {
+                if let Some((_, rest)) = word.split_once('{') {
+                    let field = rest.split('}').next().unwrap_or_default();
+                    assert!(known.contains(&field), "{}: {word}", entry.name);
+                }
+            }
+        }
+    }
 }

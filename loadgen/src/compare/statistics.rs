@@ -93,14 +93,14 @@ mod tests {
         println!("seed {seed}");
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut covered = 0;
-        for run in 0..100 {
+        for run in 0..40 {
             let values: Vec<f64> = (0..25).map(|_| 0.8 + 0.1 * random.random::<f64>()).collect();
             let spread = Spread::of(&values, run).expect("values");
             assert!(spread.low <= spread.median && spread.median <= spread.high);
             assert!(spread.high - spread.low < 0.09);
             covered += u32::from(spread.low <= 0.85 && 0.85 <= spread.high);
         }
-        assert!(covered >= 85, "{covered} of 100 intervals hold the true median");
+        assert!(covered >= 34, "{covered} of 40 intervals hold the true median");
     }
 
     #[test]

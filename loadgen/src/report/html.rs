@@ -2,26 +2,29 @@
 
 use super::table::{micros, number, percent, quantile_name, thousands};
 use super::{Report, RunReport, plot};
-use crate::histogram::{QUANTILES, Summary};
+use crate::histogram::Summary;
 use crate::verdict::Verdict;
 use std::fmt::Write;
 
 const STYLE: &str = "
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin-bottom: .2rem; }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .8rem .15rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+table { border-collapse: collapse; margin: .6rem 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .7rem .15rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
 thead th { border-bottom: 1px solid #bbb; font-weight: 600; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; font-weight: 700; color: #fff; }
 .VALID { background: #00795c; } .SUSPECT { background: #a36200; } .INVALID { background: #b3261e; }
 .loop { color: #555; font-weight: 400; }
-.manifest td:first-child { color: #555; white-space: nowrap; } .manifest td { text-align: left; word-break: break-word; }
-svg { max-width: 100%; height: auto; }
+.manifest td:first-child { color: #555; white-space: nowrap; } .manifest td { text-align: left; white-space: normal; word-break: break-word; }
+svg { width: 100%; height: auto; }
 @media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } svg, table { break-inside: avoid; } }
 ";
+
+/// The percentiles of the tables; the curve and the JSON have more.
+const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
 
 /// Text for HTML.
 pub fn escape(text: &str) -> String {

@@ -32,7 +32,10 @@ pub struct BufferRing {
 impl BufferRing {
     /// Maps `count` (a power of two, at most 32768) buffers of `size` bytes and registers them.
     pub fn new(ring: &Ring, count: u16, size: u32) -> io::Result<BufferRing> {
-        assert!(count.is_power_of_two() && count <= 32768, "buffer count {count} is not a power of two ≤ 32768");
+        assert!(
+            count.is_power_of_two() && count <= 32768,
+            "buffer count {count} is not a power of two ≤ 32768"
+        );
         let entries_bytes = (count as usize * size_of::<BufRingEntry>()).next_multiple_of(4096);
         let map_bytes = entries_bytes + count as usize * size as usize;
         // SAFETY: an anonymous mapping of our own; the result is checked.
@@ -69,7 +72,9 @@ impl BufferRing {
         assert!(id < self.count && length <= self.size as usize);
         // SAFETY: inside the mapping by the assertion; the kernel is done with this buffer until `give_back`,
         // which needs `&mut self` and so cannot happen while the slice lives.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(id as usize * self.size as usize), length) }
+        unsafe {
+            std::slice::from_raw_parts(self.memory.as_ptr().add(id as usize * self.size as usize), length)
+        }
     }
 
     /// Returns a buffer; the kernel sees it after the next `publish`.

@@ -350,8 +350,8 @@ impl EpollDriver {
                 errno => Event::Failed { connection: id, errno },
             }
         };
+        // Most connections are closed now. Only one that is kept is reported again, and then epoll is told.
         connection.receive_ended = true;
-        self.update_interest(slot);
         Step::Event(event)
     }
 

@@ -213,6 +213,8 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         self.cancel_all();
+        // A thread has sixteen places for registered rings; one not given back keeps its ring alive besides.
+        let _ = self.submitter.unregister_ring_fd();
         // SAFETY: each part is dropped exactly once, here, and before the ring they borrow.
         unsafe {
             ManuallyDrop::drop(&mut self.completion);

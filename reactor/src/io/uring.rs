@@ -232,16 +232,12 @@ impl UringDriver {
                     .allocate_file_index(direct)
                     .flags(if direct { 0 } else { libc::SOCK_CLOEXEC })
                     .build(),
-                (false, true) => {
-                    opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut())
-                        .file_index(Some(types::DestinationSlot::auto_target()))
-                        .build()
-                }
-                (false, false) => {
-                    opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut())
-                        .flags(libc::SOCK_CLOEXEC)
-                        .build()
-                }
+                (false, true) => opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut())
+                    .file_index(Some(types::DestinationSlot::auto_target()))
+                    .build(),
+                (false, false) => opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut())
+                    .flags(libc::SOCK_CLOEXEC)
+                    .build(),
             };
             self.listener_armed[index] = true;
             self.push(entry.user_data(user_data(Kind::Accept, index as u32, 0)));
@@ -272,7 +268,9 @@ impl UringDriver {
             None => return None,
         };
         let connection = &mut self.connections[slot as usize];
-        debug_assert!(connection.state == State::Free && !connection.receive_armed && connection.send.is_none());
+        debug_assert!(
+            connection.state == State::Free && !connection.receive_armed && connection.send.is_none()
+        );
         connection.state = state;
         connection.receive_paused = false;
         connection.receive_ended = false;
@@ -298,7 +296,8 @@ impl UringDriver {
     #[inline]
     fn live(&self, id: ConnectionId) -> Option<usize> {
         let connection = self.connections.get(id.slot as usize)?;
-        (connection.generation == id.generation && connection.state != State::Free).then_some(id.slot as usize)
+        (connection.generation == id.generation && connection.state != State::Free)
+            .then_some(id.slot as usize)
     }
 
     fn arm_receive(&mut self, slot: usize) {
@@ -346,7 +345,9 @@ impl UringDriver {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let length = rest.len().min(1 << 30) as u32;
         let entry = match connection.descriptor {
-            Descriptor::Plain(fd) => opcode::Send::new(types::Fd(fd), rest.as_ptr(), length).flags(flags).build(),
+            Descriptor::Plain(fd) => {
+                opcode::Send::new(types::Fd(fd), rest.as_ptr(), length).flags(flags).build()
+            }
             Descriptor::Direct(index) => {
                 opcode::Send::new(types::Fixed(index), rest.as_ptr(), length).flags(flags).build()
             }
@@ -411,7 +412,9 @@ impl UringDriver {
             if self.accepting {
                 self.counters.accept_errors += 1;
                 match -completion.result {
-                    libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => self.resting_listeners = true,
+                    libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => {
+                        self.resting_listeners = true
+                    }
                     // The connection was gone before we took it, or the like: the listener is fine.
                     _ => self.arm_listeners_or_rest(),
                 }
@@ -597,7 +600,9 @@ impl UringDriver {
         };
         let opened = (|| {
             let (domain, address) = match target {
-                Target::Tcp(address) => (socket2::Domain::for_address(*address), socket2::SockAddr::from(*address)),
+                Target::Tcp(address) => {
+                    (socket2::Domain::for_address(*address), socket2::SockAddr::from(*address))
+                }
                 Target::Unix(path) => (socket2::Domain::UNIX, socket2::SockAddr::unix(path)?),
             };
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
@@ -611,7 +616,11 @@ impl UringDriver {
             Err(error) => {
                 self.release(slot as u32);
                 let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-                return self.pending.push_back(Event::Connected { connection: id, token, result: Err(errno) });
+                return self.pending.push_back(Event::Connected {
+                    connection: id,
+                    token,
+                    result: Err(errno),
+                });
             }
         };
         let fd = socket.into_raw_fd();

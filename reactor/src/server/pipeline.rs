@@ -17,6 +17,8 @@ use store::time::{Clock, Nanos, Now};
 
 /// How long a closing connection may go on sending before it is cut.
 const LINGER: Nanos = Nanos(2_000_000_000);
+/// The same while the server stops: a moment for replies on their way, and no more.
+const LINGER_STOPPING: Nanos = Nanos(50_000_000);
 /// How much of its input is discarded before it is cut.
 const LINGER_BYTES: usize = 1 << 20;
 /// How long a shutdown waits for clients to take their replies.
@@ -63,7 +65,7 @@ pub struct Pipeline {
     links: Vec<Link>,
     open: usize,
     operations: VecDeque<Operation>,
-    /// Lingering connections in the order of their deadlines.
+    /// Lingering connections in the order in which they began, which is that of their deadlines.
     lingering: VecDeque<(Nanos, ConnectionId)>,
     stall: Nanos,
     stopping_until: Option<Nanos>,
@@ -104,7 +106,9 @@ impl Pipeline {
                 }
                 _ => {}
             },
-            Event::Sent { connection, buffer, result } => self.handle_sent(connection, buffer, result, now, clock),
+            Event::Sent { connection, buffer, result } => {
+                self.handle_sent(connection, buffer, result, now, clock)
+            }
             Event::Accepted { connection, listener, peer } => {
                 let role = &self.listeners[listener];
                 let address = match peer {
@@ -168,9 +172,9 @@ impl Pipeline {
                 Action::Shutdown => self.handle_shutdown_command(now),
             }
         }
-        while let Some(&(deadline, connection)) = self.lingering.front() {
+        while let Some(&(begun, connection)) = self.lingering.front() {
             let over = self.phase(connection) != Phase::Lingering;
-            if !over && deadline > now.monotonic {
+            if !over && begun.0 + self.linger().0 > now.monotonic.0 {
                 break;
             }
             self.lingering.pop_front();
@@ -196,7 +200,8 @@ impl Pipeline {
     #[inline]
     pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
         let mut timeout = self.engine.poll_timeout(now);
-        let deadlines = [self.lingering.front().map(|entry| entry.0), self.stopping_until];
+        let lingering = self.lingering.front().map(|entry| Nanos(entry.0.0 + self.linger().0));
+        let deadlines = [lingering, self.stopping_until];
         for deadline in deadlines.into_iter().flatten() {
             let left = deadline.since(now.monotonic);
             timeout = Some(timeout.map_or(left, |other| other.min(left)));
@@ -263,8 +268,7 @@ impl Pipeline {
             self.links.resize(slot + 1, Link::default());
         }
         debug_assert!(self.links[slot].phase == Phase::Gone, "the driver gave a slot out twice");
-        self.links[slot] =
-            Link { generation: connection.generation, phase: Phase::Open, ..Link::default() };
+        self.links[slot] = Link { generation: connection.generation, phase: Phase::Open, ..Link::default() };
         self.open += 1;
     }
 
@@ -290,9 +294,13 @@ impl Pipeline {
                 self.operations.push_back(Operation::FinishSend { connection });
                 // Paused for back-pressure, it would never show us its end.
                 self.operations.push_back(Operation::ResumeReceive { connection });
-                self.lingering.push_back((Nanos(now.monotonic.0 + LINGER.0), connection));
+                self.lingering.push_back((now.monotonic, connection));
             }
         }
+    }
+
+    fn linger(&self) -> Nanos {
+        if self.stopping_until.is_some() { LINGER_STOPPING } else { LINGER }
     }
 
     fn close(&mut self, connection: ConnectionId) {

@@ -1,5 +1,6 @@
 //! A real server process, plain blocking clients, and what /proc says about the process.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -34,7 +35,8 @@ impl Server {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("millrace-robustness-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("millrace-robustness-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the server");
         let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
         command.args(["--io", io, "--http-port", "0", "--dir"]).arg(&folder);
@@ -46,7 +48,8 @@ impl Server {
         let mut child = command.spawn().expect("the server starts");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let ready = loop {
-            let line = lines.next().expect("the server ended before it was ready").expect("its output is text");
+            let line =
+                lines.next().expect("the server ended before it was ready").expect("its output is text");
             if line.starts_with("ready ") {
                 break line;
             }
@@ -104,24 +107,28 @@ impl Server {
 
     /// Waits until memory was given back.
     pub fn resident_falls_below(&self, bound: usize) {
-        eventually(|| self.resident_bytes() < bound, || format!("{} bytes stay, not {bound}", self.resident_bytes()));
+        eventually(
+            || self.resident_bytes() < bound,
+            || format!("{} bytes stay, not {bound}", self.resident_bytes()),
+        );
     }
 
     /// Waits until the server has noticed who left.
     pub fn connected_clients_become(&self, by: &mut Client<TcpStream>, count: u64) {
-        let mut seen = 0;
-        eventually(
-            || {
-                seen = by.info("connected_clients");
-                seen == count
-            },
-            || format!("connected_clients is not {count}"),
-        );
+        let seen = Cell::new(0);
+        let equal = || {
+            seen.set(by.info("connected_clients"));
+            seen.get() == count
+        };
+        eventually(equal, || format!("connected_clients stays {}, not {count}", seen.get()));
     }
 
     /// Waits until the process has closed what it should.
     pub fn descriptors_become(&self, count: usize) {
-        eventually(|| self.descriptors() == count, || format!("{} descriptors, not {count}", self.descriptors()));
+        eventually(
+            || self.descriptors() == count,
+            || format!("{} descriptors, not {count}", self.descriptors()),
+        );
     }
 
     /// Sends a signal by its name.
@@ -250,7 +257,8 @@ impl<S: Read + Write> Client<S> {
     /// Reads one bulk string; `None` is the null.
     pub fn read_bulk(&mut self) -> Option<Vec<u8>> {
         let line = self.read_line();
-        let length: i64 = line.strip_prefix('$').and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+        let length: i64 =
+            line.strip_prefix('$').and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
         let mut bytes = vec![0; usize::try_from(length).ok()? + 2];
         self.stream.read_exact(&mut bytes).expect("a value");
         assert!(bytes.ends_with(b"\r\n"));
@@ -316,6 +324,8 @@ impl Random {
 
 /// `SEED` from the environment, to repeat a run; a new one otherwise.
 pub fn seed() -> u64 {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    let clock =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos()
+            as u64;
     std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock)
 }

@@ -408,7 +408,7 @@ fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
     let mut flags = String::new();
     for (set, flag) in [
         (session.is_subscriber(), 'P'),
-        (session.transaction.is_some(), 'x'),
+        (session.transaction.is_some() || session.executing > 0, 'x'),
         (session.paused_client, 'b'),
         (session.closing, 'c'),
         (session.peer.unix, 'U'),
@@ -431,9 +431,13 @@ fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
         .transaction
         .as_ref()
         .map_or((-1, 0), |transaction| (transaction.queued.len() as i64, transaction.bytes));
+    // To others it looks as if EXEC were one command, and so it does to CLIENT INFO inside of it.
+    let in_exec = session.executing > 0;
+    let multi = if in_exec { session.executing as i64 } else { multi };
     let pending = session.input.len() - session.input_start.min(session.input.len());
     let total = size_of::<Session>() + session.buffer_bytes();
-    let command = COMMANDS.get(usize::from(session.last_command)).map_or("NULL", |command| command.name);
+    let last_command = COMMANDS.get(usize::from(session.last_command)).map_or("NULL", |command| command.name);
+    let command = if in_exec { "exec" } else { last_command };
     let names = session.names.as_deref();
     out.extend_from_slice(
         format!(

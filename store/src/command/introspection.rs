@@ -97,7 +97,11 @@ fn write_info(reply: &mut Reply<'_>, command: &Command) {
         reply.bulk(b"limit");
         reply.integer(0);
     }
-    reply.array(command.subcommands().count());
+    // Redis' own oddity: an empty set, but an array of what is there.
+    match command.subcommands().count() {
+        0 => reply.set(0),
+        count => reply.array(count),
+    }
     command.subcommands().for_each(|sub| write_info(reply, sub));
 }
 

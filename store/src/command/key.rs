@@ -341,8 +341,8 @@ fn ttl_with(call: &mut Call<'_>, unit: Unit, base: Base) {
             };
             match unit {
                 Unit::Milliseconds => milliseconds,
-                // To the nearest second; the greatest times wrap around, as they do in Redis.
-                Unit::Seconds => milliseconds.wrapping_add(500) / 1000,
+                // To the nearest second. Unsigned, for the greatest times would overflow.
+                Unit::Seconds => ((milliseconds as u64 + 500) / 1000) as i64,
             }
         }
     };

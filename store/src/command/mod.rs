@@ -187,6 +187,17 @@ static NAME_SLOTS: [u16; SLOTS] = {
     slots
 };
 
+/// What is left of sixteen bytes for a name of each length. A table is quicker than shifting 128 bits.
+static MASKS: [u128; NAME_MAX + 1] = {
+    let mut masks = [0; NAME_MAX + 1];
+    let mut len = 1;
+    while len <= NAME_MAX {
+        masks[len] = u128::MAX >> ((NAME_MAX - len) * 8);
+        len += 1;
+    }
+    masks
+};
+
 #[inline]
 const fn name_slot(word: u128) -> usize {
     let folded = (word as u64) ^ ((word >> 64) as u64).rotate_left(23);
@@ -223,7 +234,7 @@ fn lookup_word(word: u128, len: usize) -> Option<&'static Command> {
     if len == 0 {
         return None;
     }
-    let word = (word | 0x2020_2020_2020_2020_2020_2020_2020_2020) & (u128::MAX >> ((NAME_MAX - len) * 8));
+    let word = (word | 0x2020_2020_2020_2020_2020_2020_2020_2020) & MASKS[len.min(NAME_MAX)];
     let mut slot = name_slot(word);
     loop {
         let at = NAME_SLOTS[slot];
@@ -334,7 +345,9 @@ pub(crate) fn call(call: &mut Call<'_>) {
         if command.is_timed() {
             call.engine.metrics.note_time(command.id, elapsed, 1);
         }
-        call.engine.note_slow(call.session, command, &call.args, elapsed, call.now);
+        if call.engine.is_slow(elapsed) {
+            call.engine.note_slow(call.session, command, &call.args, elapsed, call.now);
+        }
     } else {
         (command.handler)(call);
     }
@@ -452,7 +465,8 @@ fn gate(
 pub(crate) fn reject(shared: &mut Shared, session: &mut Session, command: &'static Command, text: &[u8]) {
     let start = session.output.len();
     shared.metrics.commands[usize::from(command.id)].rejected += 1;
-    if command.name == "exec" && session.transaction.is_some() {
+    if command.name == "exec" {
+        // Even where there is no transaction: so does Redis.
         transaction::discard_transaction(shared, session);
         let mut whole = b"EXECABORT Transaction discarded because of: ".to_vec();
         whole.extend_from_slice(text.strip_prefix(b"ERR ").unwrap_or(text));
@@ -544,7 +558,12 @@ pub(crate) fn c_string(bytes: &[u8], max: usize) -> &[u8] {
 /// Whether an argument is this word, in any case.
 #[inline]
 pub fn is_word(argument: &[u8], word: &str) -> bool {
-    argument.eq_ignore_ascii_case(word.as_bytes())
+    // As `strcasecmp` has it: a NUL ends the argument.
+    match argument.get(word.len()) {
+        None => argument.eq_ignore_ascii_case(word.as_bytes()),
+        Some(0) => argument[..word.len()].eq_ignore_ascii_case(word.as_bytes()),
+        Some(_) => false,
+    }
 }
 
 /// An integer argument as Redis reads them: a whole, canonical, signed 64-bit decimal number.

@@ -48,7 +48,7 @@ pub fn config_get(call: &mut Call<'_>) {
 /// CONFIG SET name value [name value …]: all of them or none.
 pub fn config_set(call: &mut Call<'_>) {
     let args = call.args;
-    if args.len() % 2 != 0 {
+    if !args.len().is_multiple_of(2) {
         return call.syntax_error();
     }
     match changed_config(&call.engine.config, &args) {
@@ -500,6 +500,7 @@ fn debug_protocol(call: &mut Call<'_>) {
     match name.as_slice() {
         b"string" => reply.bulk(b"Hello World"),
         b"integer" => reply.integer(12345),
+        #[allow(clippy::approx_constant, reason = "it is what Redis answers, not a circle")]
         b"double" => reply.double(3.141),
         b"bignum" if reply.is_resp3() => reply.raw(b"(1234567999999999999999999999999999999\r\n"),
         b"bignum" => reply.bulk(b"1234567999999999999999999999999999999"),
@@ -611,7 +612,7 @@ pub fn role(call: &mut Call<'_>) {
 
 /// REPLCONF
 pub fn replconf(call: &mut Call<'_>) {
-    if call.args.len() % 2 == 0 {
+    if call.args.len().is_multiple_of(2) {
         return call.syntax_error();
     }
     for option in call.args.iter().skip(1).step_by(2) {

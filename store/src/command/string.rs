@@ -227,7 +227,7 @@ fn mset_with(call: &mut Call<'_>, only_missing: bool) {
 pub fn append(call: &mut Call<'_>) {
     let hash = call.hash(1);
     let (key, suffix) = (call.args.at(1), call.args.at(2));
-    let length_max = call.engine.config.proto_max_bulk_len as u64;
+    let length_max = call.engine.config.proto_max_bulk_len;
     let keyspace = &mut call.engine.keyspace;
     let mut reply = reply!(call);
     if let Some(entry) = keyspace.peek(key, hash, call.now)
@@ -245,7 +245,7 @@ pub fn append(call: &mut Call<'_>) {
 pub fn setrange(call: &mut Call<'_>) {
     let hash = call.hash(1);
     let (key, bytes) = (call.args.at(1), call.args.at(3));
-    let length_max = call.engine.config.proto_max_bulk_len as u64;
+    let length_max = call.engine.config.proto_max_bulk_len;
     let keyspace = &mut call.engine.keyspace;
     let mut reply = reply!(call);
     let Some(offset) = integer(call.args.at(2)) else {
@@ -399,7 +399,7 @@ pub fn lcs(call: &mut Call<'_>) {
         }
     }
     let [a, b] = values;
-    let bytes_max = call.engine.config.proto_max_bulk_len as u64;
+    let bytes_max = call.engine.config.proto_max_bulk_len;
     let outcome = LcsOptions::parse(call.args).and_then(|options| {
         let table = LcsTable::build(&a, &b, bytes_max)?;
         Ok((options, table))

@@ -380,9 +380,10 @@ pub(super) fn docs_markdown() -> String {
 /// The table. Order within a group is that of the documentation; a container comes before its subcommands.
 pub static COMMANDS: [Command; ROW_COUNT] = numbered(ROWS);
 
-const ROW_COUNT: usize = 150;
+const ROW_COUNT: usize = 151;
 
 #[rustfmt::skip]
+#[allow(clippy::large_const_arrays, reason = "used once, to make the static above")]
 const ROWS: [Command; ROW_COUNT] = [
     Command {
         http: "GET /v1/keys/{key}",
@@ -503,6 +504,11 @@ const ROWS: [Command; ROW_COUNT] = [
         key_specs: &[keys_at(&["RW", "access", "update"], 1, 0, 1)],
         extra_categories: category::STRING,
         ..row("incrbyfloat", 3, WRITE | DENYOOM | FAST | QUICK, [1, 1, 1], Group::String, "2.6.0", "O(1)", "Adds to the number at a key.", string::incrbyfloat)
+    },
+    Command {
+        key_specs: &[keys_at(&["RO", "access"], 1, 1, 1)],
+        extra_categories: category::STRING,
+        ..row("lcs", -3, READONLY, [1, 2, 1], Group::String, "7.0.0", "O(N*M)", "Replies the longest common subsequence of two values.", string::lcs)
     },
     Command {
         http: "DELETE /v1/keys/{key}",

@@ -47,6 +47,7 @@ pub fn exec(call: &mut Call<'_>) {
         return reply!(call).null_array();
     }
     reply!(call).array(queued.len());
+    call.session.executing = queued.len();
     let started = call.clock.monotonic();
     for (id, args) in &queued {
         if call.output_full() {
@@ -80,6 +81,7 @@ pub fn exec(call: &mut Call<'_>) {
             call.engine.metrics.note_time(*id, share, 1);
         }
     }
+    call.session.executing = 0;
     call.session.last_command = call.command.id;
 }
 

@@ -71,6 +71,8 @@ pub struct Responder {
     dates: DateBlocks,
     arguments: Vec<u8>,
     reply: Vec<u8>,
+    /// The last Host that was an IP literal or localhost, which no setting can forbid.
+    literal_host: Vec<u8>,
     /// When the present run of GETs began, and how many it has.
     get_run: Option<(Nanos, u64)>,
 }

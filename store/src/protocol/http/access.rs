@@ -16,17 +16,23 @@ use crate::engine::Shared;
 use crate::session::Session;
 
 /// DNS rebinding makes a browser take this server for the attacker's own host; the name it then sends gives it away.
-pub(super) fn check_host(shared: &Shared, session: &Session, host: Option<&[u8]>) -> Result<(), Problem> {
+pub(super) fn check_host(shared: &mut Shared, session: &Session, host: Option<&[u8]>) -> Result<(), Problem> {
     // HTTP/1.0 without Host: no browser does that. AF_UNIX: no browser gets there.
     let Some(host) = host else { return Ok(()) };
-    if session.peer.unix {
+    // Clients repeat themselves: reading an address costs more than comparing it with the last one.
+    if session.peer.unix || (host == shared.http.literal_host && !host.is_empty()) {
         return Ok(());
     }
     let Some((kind, name)) = classify_host(host) else {
         return Err(Problem::new(400, format!("\"{}\" is not a host with an optional port.", excerpt(host))));
     };
+    if kind == HostKind::Literal {
+        shared.http.literal_host.clear();
+        shared.http.literal_host.extend_from_slice(host);
+        return Ok(());
+    }
     let mut allowed = shared.config.http_allowed_hosts.split([' ', ',']).filter(|entry| !entry.is_empty());
-    if kind == HostKind::Literal || allowed.any(|entry| entry == "*" || entry.eq_ignore_ascii_case(name)) {
+    if allowed.any(|entry| entry == "*" || entry.eq_ignore_ascii_case(name)) {
         return Ok(());
     }
     Err(Problem::new(

@@ -289,7 +289,8 @@ fn digest<'b, 'h>(
         return Err(Problem::fatal(400, "An HTTP/1.1 request must have a Host field."));
     }
     resolve_absolute_target(&mut head)?;
-    if !head.target.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'#') {
+    // httparse has seen to blanks and control characters.
+    if !head.target.is_ascii() || memchr::memchr(b'#', head.target.as_bytes()).is_some() {
         return Err(Problem::fatal(
             400,
             "The target holds a byte that must be percent-encoded (a non-ASCII byte or #).",

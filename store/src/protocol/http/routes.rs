@@ -123,7 +123,7 @@ pub(super) fn value_bytes_max(shared: &Shared) -> u64 {
 /// Decides what a head asks for, and whether it may. Checks go from the outside in: host, password, path,
 /// method, origin, content, query, conditions.
 pub(super) fn route(
-    shared: &Shared,
+    shared: &mut Shared,
     session: &mut Session,
     head: &Head<'_, '_>,
     arguments: &mut Vec<u8>,
@@ -242,6 +242,9 @@ fn parse_operation(
         (Resource::Keys, _) => &["cursor", "count", "match"],
         _ => &[],
     };
+    if query.is_empty() && expected.is_empty() {
+        return Ok(Operation::Plain);
+    }
     let mut values: [Option<Span>; 3] = [None; 3];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

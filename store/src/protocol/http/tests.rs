@@ -810,6 +810,15 @@ fn metrics_are_text_for_prometheus() {
 }
 
 #[test]
+fn the_first_host_of_all_is_checked_too() {
+    // The last good host is remembered; before the first, nothing is, and nothing must not be good.
+    let mut server = Server::new();
+    server.connect();
+    let output = server.exchange(b"GET /v1/keys/k HTTP/1.1\r\nHost:\r\n\r\n");
+    check("first host", &output, &[problem(400, "not a host")], false);
+}
+
+#[test]
 fn a_get_is_counted_like_the_command() {
     let mut server = Server::with_keys();
     let commands = |server: &Server| {
@@ -1007,11 +1016,11 @@ impl Random {
 
 #[test]
 fn mutated_requests_get_valid_answers_or_a_close() {
-    let seed = std::env::var("MILLRACE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1
     });
-    std::println!("MILLRACE_SEED={seed}");
-    let rounds = std::env::var("MILLRACE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
+    std::println!("SEED={seed}");
+    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
     let mut random = Random(seed);
     let mut corpus: Vec<Vec<u8>> = table().into_iter().map(|case| case.request).collect();
     corpus.extend(

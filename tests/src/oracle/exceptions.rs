@@ -1,0 +1,277 @@
+//! The replies that may differ from Redis', each with its reason. **This list may only shrink.**
+//!
+//! Everything that is not named here must be equal byte for byte. An exception does not switch the comparison off:
+//! it says what still must agree. A test asserts the number of entries.
+
+use super::command::Command;
+use super::value::Value;
+use std::collections::BTreeSet;
+
+/// One kind of reply that may differ.
+pub struct Exception {
+    /// For messages.
+    pub name: &'static str,
+    /// Why no server could answer the same bytes, or why Millrace rightly does not.
+    pub reason: &'static str,
+    /// The commands it is about.
+    pub applies: fn(&Command) -> bool,
+    /// What must agree nevertheless: the command, Redis' reply, Millrace's reply.
+    pub agrees: fn(&Command, &Value, &Value) -> bool,
+}
+
+/// Milliseconds that the two servers' clocks, or the moments they executed a command, may be apart.
+const CLOCK_SLACK_MS: i64 = 20_000;
+/// The oracle's absolute expiry times lie after this moment (2096), its relative ones end before it.
+pub const ABSOLUTE_FROM_MS: i64 = 4_000_000_000_000;
+
+/// The list.
+pub static EXCEPTIONS: &[Exception] = &[
+    Exception {
+        name: "order of keys",
+        reason: "KEYS walks the hash table, and the hash seed is random",
+        applies: |command| command.starts_with(&["KEYS"]),
+        agrees: |_, redis, millrace| same_set(redis, millrace),
+    },
+    Exception {
+        name: "SCAN",
+        reason: "cursors are opaque and the order is that of the hash table; a full scan is compared as a set elsewhere",
+        applies: |command| command.starts_with(&["SCAN"]),
+        agrees: |_, redis, millrace| is_scan_reply(redis) && is_scan_reply(millrace),
+    },
+    Exception {
+        name: "RANDOMKEY",
+        reason: "the choice is random",
+        applies: |command| command.starts_with(&["RANDOMKEY"]),
+        agrees: |_, redis, millrace| redis.bytes().is_some() && millrace.bytes().is_some(),
+    },
+    Exception {
+        name: "relative expiry",
+        reason: "the two servers execute EXPIRE, and later TTL, at different moments",
+        applies: |command| matches!(&*command.name(), "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME"),
+        agrees: |command, redis, millrace| same_time(command, redis, millrace),
+    },
+    Exception {
+        name: "TIME, LASTSAVE",
+        reason: "clocks",
+        applies: |command| matches!(&*command.name(), "TIME" | "LASTSAVE"),
+        agrees: |_, redis, millrace| same_shape(redis, millrace),
+    },
+    Exception {
+        name: "OBJECT IDLETIME, OBJECT FREQ",
+        reason: "seconds of idleness sampled at different moments; a counter that grows at random",
+        applies: |command| command.name() == "OBJECT" && matches!(&*command.upper(1), "IDLETIME" | "FREQ"),
+        agrees: |_, redis, millrace| redis.integer().is_some() && millrace.integer().is_some(),
+    },
+    Exception {
+        name: "OBJECT REFCOUNT",
+        reason: "what Redis still references depends on the command that wrote it; nothing is shared here",
+        applies: |command| command.starts_with(&["OBJECT", "REFCOUNT"]),
+        agrees: |_, redis, millrace| redis.integer().is_some() && millrace.integer().is_some(),
+    },
+    Exception {
+        name: "INFO",
+        reason: "numbers of another server",
+        applies: |command| command.starts_with(&["INFO"]),
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "CLIENT ID",
+        reason: "ids are counted per server, and Redis counts its own connections too",
+        applies: |command| command.starts_with(&["CLIENT", "ID"]),
+        agrees: |_, redis, millrace| redis.integer().is_some() && millrace.integer().is_some(),
+    },
+    Exception {
+        name: "CLIENT INFO, CLIENT LIST",
+        reason: "addresses, ages and buffer sizes; lib-name and lib-ver follow, as in Redis 7.2",
+        applies: |command| {
+            command.starts_with(&["CLIENT", "INFO"]) || command.starts_with(&["CLIENT", "LIST"])
+        },
+        agrees: |_, redis, millrace| same_client_lines(redis, millrace),
+    },
+    Exception {
+        name: "HELLO",
+        reason: "version and connection id",
+        applies: |command| command.starts_with(&["HELLO"]),
+        agrees: |_, redis, millrace| same_hello(redis, millrace),
+    },
+    Exception {
+        name: "COMMAND, COMMAND COUNT, LIST, DOCS, INFO without a name",
+        reason: "Redis has more commands, and its documentation is its own",
+        applies: |command| {
+            command.name() == "COMMAND"
+                && (command.args.len() == 1
+                    || matches!(&*command.upper(1), "COUNT" | "LIST" | "DOCS")
+                    || command.upper(1) == "INFO" && command.args.len() == 2)
+        },
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "CONFIG GET with a pattern",
+        reason: "the settings are not the same; each one that both have is compared by its full name",
+        applies: |command| {
+            command.starts_with(&["CONFIG", "GET"]) && command.args[2..].iter().any(|name| is_glob(name))
+        },
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "MEMORY",
+        reason: "numbers of another allocator",
+        applies: |command| command.name() == "MEMORY" && command.upper(1) != "HELP",
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "SLOWLOG GET, SLOWLOG LEN",
+        reason: "which commands are slow is not the same",
+        applies: |command| {
+            command.starts_with(&["SLOWLOG", "GET"]) || command.starts_with(&["SLOWLOG", "LEN"])
+        },
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "LATENCY",
+        reason: "measured times",
+        applies: |command| command.name() == "LATENCY" && command.upper(1) != "HELP",
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind(),
+    },
+    Exception {
+        name: "DEBUG OBJECT",
+        reason: "an address, and the length of a serialised form that Millrace does not have",
+        applies: |command| command.starts_with(&["DEBUG", "OBJECT"]),
+        agrees: |_, redis, millrace| redis.kind() == millrace.kind() && !redis.is_error(),
+    },
+    Exception {
+        name: "CLIENT SETINFO, CLIENT NO-TOUCH",
+        reason: "of Redis 7.2: current clients send SETINFO on connecting, so Millrace has it",
+        applies: |command| {
+            command.starts_with(&["CLIENT", "SETINFO"]) || command.starts_with(&["CLIENT", "NO-TOUCH"])
+        },
+        agrees: |_, redis, _| redis.is_error(),
+    },
+    Exception {
+        name: "order of channels",
+        reason: "PUBSUB CHANNELS walks a hash table",
+        applies: |command| {
+            matches!(&*command.upper(1), "CHANNELS" | "SHARDCHANNELS") && command.name() == "PUBSUB"
+        },
+        agrees: |_, redis, millrace| same_set(redis, millrace),
+    },
+    Exception {
+        name: "order of leaving",
+        reason: "UNSUBSCRIBE without names leaves the channels in the order of a hash table",
+        applies: leaves_all,
+        agrees: |_, redis, millrace| same_leave(redis, millrace),
+    },
+];
+
+/// The exception that covers this pair of replies, if one does.
+pub fn covering(command: &Command, redis: &Value, millrace: &Value) -> Option<usize> {
+    EXCEPTIONS
+        .iter()
+        .position(|exception| (exception.applies)(command) && (exception.agrees)(command, redis, millrace))
+}
+
+/// Whether a command unsubscribes from everything, with as many replies as there were channels.
+pub fn leaves_all(command: &Command) -> bool {
+    command.args.len() == 1 && matches!(&*command.name(), "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE")
+}
+
+fn is_glob(name: &[u8]) -> bool {
+    name.iter().any(|byte| matches!(byte, b'*' | b'?' | b'['))
+}
+
+fn same_set(redis: &Value, millrace: &Value) -> bool {
+    let (Some(redis_items), Some(millrace_items)) = (redis.items(), millrace.items()) else {
+        return false;
+    };
+    let set = |items: &[Value]| items.iter().map(Value::show).collect::<BTreeSet<_>>();
+    redis.kind() == millrace.kind()
+        && redis_items.len() == millrace_items.len()
+        && set(redis_items) == set(millrace_items)
+}
+
+fn is_scan_reply(reply: &Value) -> bool {
+    let Some([cursor, keys]) = reply.items() else {
+        return false;
+    };
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    cursor.bytes().is_some_and(is_number)
+        && keys.items().is_some_and(|keys| keys.iter().all(|key| key.bytes().is_some()))
+}
+
+fn same_time(command: &Command, redis: &Value, millrace: &Value) -> bool {
+    let (Some(redis), Some(millrace)) = (redis.integer(), millrace.integer()) else {
+        return false;
+    };
+    let name = command.name();
+    let unit_ms = if name.starts_with('P') { 1 } else { 1000 };
+    let is_absolute = name.ends_with("EXPIRETIME") && redis.saturating_mul(unit_ms) >= ABSOLUTE_FROM_MS;
+    redis > 0 && millrace > 0 && !is_absolute && redis.abs_diff(millrace) <= (CLOCK_SLACK_MS / unit_ms) as u64
+}
+
+/// The same kinds of values, nested in the same way.
+fn same_shape(redis: &Value, millrace: &Value) -> bool {
+    match (redis.items(), millrace.items()) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_shape(a, b)),
+        _ => redis.kind() == millrace.kind() && !redis.is_error(),
+    }
+}
+
+/// Per line the same fields in the same order, and the same values where they do not depend on the machine.
+/// Only the first line is certain to be the same client on both sides when there is one.
+fn same_client_lines(redis: &Value, millrace: &Value) -> bool {
+    let fields = |reply: &Value| -> Option<Vec<Vec<(String, String)>>> {
+        let text = String::from_utf8_lossy(reply.bytes()?).into_owned();
+        let text = text.strip_prefix("txt:").unwrap_or(&text).to_owned();
+        let pair =
+            |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        text.lines().map(|line| line.split(' ').map(pair).collect()).collect()
+    };
+    let (Some(redis), Some(millrace)) = (fields(redis), fields(millrace)) else {
+        return false;
+    };
+    let same = ["name", "db", "sub", "psub", "ssub", "multi", "cmd", "user", "redir", "resp"];
+    redis.len() == millrace.len()
+        && redis.iter().zip(&millrace).all(|(redis, millrace)| {
+            let names =
+                |line: &[(String, String)]| line.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            let (redis, millrace) = (names(redis), names(millrace));
+            let more = millrace.strip_prefix(&redis[..]);
+            more.is_some_and(|more| more.is_empty() || more == ["lib-name", "lib-ver"])
+        })
+        && (redis.len() != 1
+            || redis[0].iter().zip(&millrace[0]).all(|(a, b)| !same.contains(&&*a.0) || a.1 == b.1))
+}
+
+fn same_hello(redis: &Value, millrace: &Value) -> bool {
+    let (Some(a), Some(b)) = (redis.items(), millrace.items()) else {
+        return false;
+    };
+    let may_differ: [&[u8]; 2] = [b"version", b"id"];
+    redis.kind() == millrace.kind()
+        && a.len() == b.len()
+        && a.chunks(2).zip(b.chunks(2)).all(|(a, b)| {
+            a[0] == b[0]
+                && (a[1] == b[1]
+                    || a[0].bytes().is_some_and(|name| may_differ.contains(&name))
+                        && a[1].kind() == b[1].kind())
+        })
+}
+
+/// The same confirmations with the same counts, whatever the order of the names.
+fn same_leave(redis: &Value, millrace: &Value) -> bool {
+    let (Some(a), Some(b)) = (redis.items(), millrace.items()) else {
+        return false;
+    };
+    let column = |replies: &[Value], at: usize| -> Option<Vec<String>> {
+        replies.iter().map(|reply| reply.items()?.get(at).map(Value::show)).collect()
+    };
+    let sorted = |names: Option<Vec<String>>| {
+        names.map(|mut names| {
+            names.sort();
+            names
+        })
+    };
+    column(a, 0) == column(b, 0)
+        && column(a, 2) == column(b, 2)
+        && sorted(column(a, 1)) == sorted(column(b, 1))
+}
