@@ -49,8 +49,9 @@ step "rustfmt, no_std proof" cargo fmt --check --manifest-path tests/no_std/Carg
 step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 [[ $fast ]] || step "documentation builds" documentation
 step "store builds without std" store_without_std
-# Profile `ci`: fast enough for the random suites, with assertions and overflow checks.
-step "cargo test" cargo test --quiet --profile ci --workspace --no-fail-fast
+# Profile `ci`: fast enough for the random suites, with assertions and overflow checks. The server first: the oracle
+# and the client programs start it.
 step "the server builds" cargo build --quiet --profile ci -p reactor --bin millrace
+step "cargo test" cargo test --quiet --profile ci --workspace --no-fail-fast
 [[ $fast ]] || step "client programs" tests/clients/run.sh
 printf '\n=== all tests passed in %d s\n' "$SECONDS"

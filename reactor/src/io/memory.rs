@@ -5,10 +5,20 @@
 //! (`MADV_HUGEPAGE`; where the machine has none to give, ordinary pages come, and nothing breaks). Memory is
 //! the kernel's until it is touched: a fresh segment costs address space only. It is released by `munmap`,
 //! so a segment that compaction empties goes back to the machine at once.
+//!
+//! The first touch of a huge page is the kernel's moment to find and zero it: 0.7 ms, and 7 ms where the host
+//! has never backed that memory. On the shard's thread this alone would break the bound on a turn, so a helper
+//! thread touches [`RESERVE`] segments ahead and the shard takes those. When it takes them faster than they
+//! are made, it maps its own as before: late is better than refused.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use store::arena::SegmentSource;
+
+/// Segments of one huge page that stand ready.
+const RESERVE: usize = 4;
 
 /// What huge pages measure here and what segments are aligned to.
 const HUGE_PAGE: usize = 2 << 20;
@@ -16,8 +26,10 @@ const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
 /// Gives the arena its memory, straight from the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MmapSource {
+    shelf: Arc<Shelf>,
+    helper: Option<JoinHandle<()>>,
     /// Address and mapped bytes of every segment given out. Without it a slice that was never ours could be
     /// handed to `release`, from safe code, and be unmapped.
     segments: BTreeMap<usize, usize>,
@@ -25,9 +37,15 @@ pub struct MmapSource {
 }
 
 impl MmapSource {
-    /// A source that has given nothing yet.
+    /// A source that has given nothing yet. Its helper thread may run where the calling thread may: make the
+    /// source before the shard is pinned.
     pub fn new() -> Self {
-        Self::default()
+        let shelf = Arc::new(Shelf::default());
+        let stocked = shelf.clone();
+        // Without a helper (a limit on threads) everything works, only not ahead of time.
+        let helper =
+            std::thread::Builder::new().name("segments".into()).spawn(move || stocked.keep_stocked()).ok();
+        Self { shelf, helper, segments: BTreeMap::new(), mapped_bytes: 0 }
     }
 
     /// Bytes given out and not released.
@@ -39,7 +57,8 @@ impl MmapSource {
 impl SegmentSource for MmapSource {
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]> {
         let length = bytes.checked_next_multiple_of(PAGE).filter(|&length| length > 0)?;
-        let address = map_aligned(length)?;
+        let ready = if length == HUGE_PAGE { self.shelf.take() } else { None };
+        let address = ready.or_else(|| map_aligned(length))?;
         self.segments.insert(address.as_ptr().addr(), length);
         self.mapped_bytes += length;
         // SAFETY: `map_aligned` returned `length` >= `bytes` bytes, zeroed, readable and writable, that
@@ -53,6 +72,82 @@ impl SegmentSource for MmapSource {
         assert!(memory.len() <= length && length - memory.len() < PAGE, "a whole segment comes back");
         self.mapped_bytes -= length;
         unmap(address, length);
+    }
+}
+
+impl Default for MmapSource {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for MmapSource {
+    fn drop(&mut self) {
+        self.shelf.state().closed = true;
+        self.shelf.changed.notify_all();
+        if let Some(helper) = self.helper.take() {
+            // It cannot panic; if it could, the segments it made would only stay mapped.
+            let _ = helper.join();
+        }
+        for address in self.shelf.state().ready.drain(..) {
+            unmap(address as *mut u8, HUGE_PAGE);
+        }
+    }
+}
+
+/// What the helper has made and the shard has not taken.
+#[derive(Debug, Default)]
+struct Shelf {
+    state: Mutex<ShelfState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct ShelfState {
+    /// Addresses of mapped, touched, zeroed huge pages that nobody else knows.
+    ready: Vec<usize>,
+    closed: bool,
+}
+
+impl Shelf {
+    fn state(&self) -> MutexGuard<'_, ShelfState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn take(&self) -> Option<NonNull<u8>> {
+        let taken = self.state().ready.pop();
+        self.changed.notify_one();
+        NonNull::new(taken? as *mut u8)
+    }
+
+    fn keep_stocked(&self) {
+        loop {
+            let state = self.state();
+            let enough = |state: &mut ShelfState| !state.closed && state.ready.len() >= RESERVE;
+            let state =
+                self.changed.wait_while(state, enough).unwrap_or_else(|poisoned| poisoned.into_inner());
+            if state.closed {
+                return;
+            }
+            drop(state);
+            let Some(address) = map_aligned(HUGE_PAGE) else { return };
+            touch(address, HUGE_PAGE);
+            let mut state = self.state();
+            state.ready.push(address.as_ptr().addr());
+        }
+    }
+}
+
+/// Makes the kernel back a fresh mapping now.
+fn touch(address: NonNull<u8>, length: usize) {
+    // SAFETY: the range was just mapped by the caller, who alone knows it.
+    let populated = unsafe { libc::madvise(address.as_ptr().cast(), length, libc::MADV_POPULATE_WRITE) };
+    if populated != 0 {
+        // A kernel before 5.14: one write a page does the same.
+        for page in (0..length).step_by(PAGE) {
+            // SAFETY: inside the range, which is writable and nobody else's.
+            unsafe { address.as_ptr().add(page).write_volatile(0) };
+        }
     }
 }
 
@@ -135,6 +230,26 @@ mod tests {
             segment.fill(0xAA);
             source.release(segment);
         }
+    }
+
+    #[test]
+    fn the_reserve_is_stocked_taken_and_stocked_again() {
+        let mut source = MmapSource::new();
+        let wait_until_stocked = |source: &MmapSource| {
+            let begun = std::time::Instant::now();
+            while source.shelf.state().ready.len() < RESERVE {
+                assert!(begun.elapsed().as_secs() < 20, "the helper does not stock the shelf");
+                std::thread::yield_now();
+            }
+        };
+        wait_until_stocked(&source);
+        let first = *source.shelf.state().ready.last().unwrap();
+        let segment = source.allocate(HUGE_PAGE).unwrap();
+        assert_eq!(segment.as_ptr().addr(), first, "a segment that stands ready is taken");
+        assert!(segment.iter().all(|&byte| byte == 0));
+        wait_until_stocked(&source);
+        source.release(segment);
+        assert_eq!(source.mapped_bytes(), 0);
     }
 
     #[test]

@@ -247,7 +247,15 @@ fn start_shard(launch: &Launch, config: &Config, stop: &StopSignal) -> Result<Sh
             (_, Target::Unix(_)) => {}
         }
     }
-    let plan = Plan { launch: launch.clone(), config, listeners, stop: stop.clone(), seeds: seeds()? };
+    let plan = Plan {
+        launch: launch.clone(),
+        config,
+        listeners,
+        stop: stop.clone(),
+        seeds: seeds()?,
+        // Made here and not on the pinned thread, whose core its helper must not share.
+        memory: MmapSource::new(),
+    };
     let (tell, told) = sync_channel(1);
     let thread = Builder::new()
         .name("shard-0".into())
@@ -272,11 +280,12 @@ struct Plan {
     listeners: Vec<Listener>,
     stop: StopSignal,
     seeds: Seeds,
+    memory: MmapSource,
 }
 
 /// The whole life of a shard's thread.
 fn serve(plan: Plan, tell: &SyncSender<Result<ThreadCpuTime, StartError>>) -> io::Result<()> {
-    let Plan { launch, config, listeners, stop, seeds } = plan;
+    let Plan { launch, config, listeners, stop, seeds, memory } = plan;
     let prepare = || {
         if let Some(&core) = launch.pin.first() {
             cpu::pin_to(core).map_err(StartError::Pin)?;
@@ -289,7 +298,7 @@ fn serve(plan: Plan, tell: &SyncSender<Result<ThreadCpuTime, StartError>>) -> io
     };
     let clock = SystemClock::new();
     let roles = listeners.iter().map(|listener| Place::of(listener).role()).collect();
-    let mut engine = Engine::new(config, seeds, Box::new(MmapSource::new()), clock.now());
+    let mut engine = Engine::new(config, seeds, Box::new(memory), clock.now());
     engine.shared_mut().process_id = std::process::id();
     let pipeline = Pipeline::new(engine, roles);
     // The ring belongs to the thread that makes it, so the driver is made here.

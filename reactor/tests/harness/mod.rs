@@ -1,6 +1,6 @@
 //! A real server process, plain blocking clients, and what /proc says about the process.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -115,12 +115,10 @@ impl Server {
 
     /// Waits until the server has noticed who left.
     pub fn connected_clients_become(&self, by: &mut Client<TcpStream>, count: u64) {
-        let seen = Cell::new(0);
-        let equal = || {
-            seen.set(by.info("connected_clients"));
-            seen.get() == count
-        };
-        eventually(equal, || format!("connected_clients stays {}, not {count}", seen.get()));
+        let by = RefCell::new(by);
+        let who = || String::from_utf8_lossy(&by.borrow_mut().call_bulk(&[b"CLIENT", b"LIST"])).into_owned();
+        let equal = || by.borrow_mut().info("connected_clients") == count;
+        eventually(equal, || format!("connected_clients does not become {count}:\n{:.5000}", who()));
     }
 
     /// Waits until the process has closed what it should.

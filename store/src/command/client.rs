@@ -73,7 +73,7 @@ pub fn client_info(call: &mut Call<'_>) {
     reply!(call).verbatim("txt", &text);
 }
 
-/// CLIENT LIST [TYPE type | ID id …]
+/// `CLIENT LIST [TYPE type | ID id …]`
 pub fn client_list(call: &mut Call<'_>) {
     let mut wanted = None;
     let mut ids = None;
@@ -230,7 +230,7 @@ fn unknown_type(call: &mut Call<'_>, word: &[u8]) {
     reply!(call).error_bytes(&text);
 }
 
-/// CLIENT PAUSE milliseconds [WRITE|ALL]
+/// `CLIENT PAUSE milliseconds [WRITE|ALL]`
 pub fn client_pause(call: &mut Call<'_>) {
     let all = match call.args.get(3) {
         _ if call.args.len() > 4 => return call.subcommand_syntax_error(),
@@ -306,7 +306,7 @@ pub fn client_no_touch(call: &mut Call<'_>) {
     }
 }
 
-/// CLIENT UNBLOCK id [TIMEOUT|ERROR]: no command blocks yet, so nobody can be woken.
+/// `CLIENT UNBLOCK id [TIMEOUT|ERROR]`: no command blocks yet, so nobody can be woken.
 pub fn client_unblock(call: &mut Call<'_>) {
     if call.args.len() > 4 {
         return call.subcommand_syntax_error();
@@ -323,7 +323,7 @@ pub fn client_unblock(call: &mut Call<'_>) {
     }
 }
 
-/// CLIENT TRACKING ON|OFF [options]: off it is; on, an error is better than a promise that is not kept.
+/// `CLIENT TRACKING ON|OFF [options]`: off it is; on, an error is better than a promise that is not kept.
 pub fn client_tracking(call: &mut Call<'_>) {
     let args = call.args;
     let (mut redirect, mut broadcast, mut opt_in, mut opt_out, mut prefixes) = (0, false, false, false, 0);

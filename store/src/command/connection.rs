@@ -10,7 +10,7 @@ pub const REDIS_VERSION: &str = "7.4.0";
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
-/// PING [message]
+/// `PING [message]`
 pub fn ping(call: &mut Call<'_>) {
     if call.args.len() > 2 {
         return reply!(call).error("ERR wrong number of arguments for 'ping' command");
@@ -35,7 +35,7 @@ pub fn echo(call: &mut Call<'_>) {
     reply!(call).bulk(message);
 }
 
-/// HELLO [version [AUTH user password] [SETNAME name]]
+/// `HELLO [version [AUTH user password] [SETNAME name]]`
 pub fn hello(call: &mut Call<'_>) {
     let mut version = None;
     if let Some(argument) = call.args.get(1) {
@@ -96,7 +96,7 @@ pub fn hello(call: &mut Call<'_>) {
     reply.array(0);
 }
 
-/// AUTH [user] password
+/// `AUTH [user] password`
 pub fn auth(call: &mut Call<'_>) {
     let (user, password): (&[u8], &[u8]) = match call.args.len() {
         2 if call.engine.config.requirepass.is_empty() => {

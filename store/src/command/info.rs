@@ -28,7 +28,7 @@ const SECTIONS: [(&str, &str, bool); 13] = [
     ("cluster", "Cluster", true),
 ];
 
-/// INFO [section …]
+/// `INFO [section …]`
 pub fn info(call: &mut Call<'_>) {
     let wanted = |name: &str, by_default: bool| {
         let mut sections = call.args.iter().skip(1);

@@ -34,7 +34,7 @@ pub fn command_count(call: &mut Call<'_>) {
     reply!(call).integer(top_level().count() as i64);
 }
 
-/// COMMAND INFO [name …]
+/// `COMMAND INFO [name …]`
 pub fn command_info(call: &mut Call<'_>) {
     if call.args.len() == 2 {
         return command(call);
@@ -110,7 +110,7 @@ fn bits(names: &[&'static str], set: u32) -> Vec<&'static str> {
     names.iter().enumerate().filter(|(bit, _)| set & (1 << bit) != 0).map(|(_, name)| *name).collect()
 }
 
-/// COMMAND DOCS [name …]
+/// `COMMAND DOCS [name …]`
 pub fn command_docs(call: &mut Call<'_>) {
     let wanted: Vec<&Command> = match call.args.len() {
         2 => top_level().collect(),
@@ -150,7 +150,7 @@ fn write_docs(reply: &mut Reply<'_>, command: &Command) {
     }
 }
 
-/// COMMAND LIST [FILTERBY MODULE name | ACLCAT category | PATTERN pattern]
+/// `COMMAND LIST [FILTERBY MODULE name | ACLCAT category | PATTERN pattern]`
 pub fn command_list(call: &mut Call<'_>) {
     enum Filter<'a> {
         All,
@@ -195,12 +195,12 @@ fn category_bit(name: &[u8]) -> Option<u32> {
     Some(1 << at)
 }
 
-/// COMMAND GETKEYS command [argument …]
+/// `COMMAND GETKEYS command [argument …]`
 pub fn command_getkeys(call: &mut Call<'_>) {
     get_keys(call, false);
 }
 
-/// COMMAND GETKEYSANDFLAGS command [argument …]
+/// `COMMAND GETKEYSANDFLAGS command [argument …]`
 pub fn command_getkeysandflags(call: &mut Call<'_>) {
     get_keys(call, true);
 }
@@ -331,7 +331,7 @@ pub fn acl_getuser(call: &mut Call<'_>) {
     reply.array(0);
 }
 
-/// ACL CAT [category]
+/// `ACL CAT [category]`
 pub fn acl_cat(call: &mut Call<'_>) {
     let names: Vec<&str> = match call.args.get(2) {
         _ if call.args.len() > 3 => return call.subcommand_syntax_error(),

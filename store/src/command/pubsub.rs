@@ -8,32 +8,32 @@ use crate::session::{NameSet, ReplyMode, Session, Subscriptions};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// SUBSCRIBE channel [channel …]
+/// `SUBSCRIBE channel [channel …]`
 pub fn subscribe(call: &mut Call<'_>) {
     subscribe_to(call, Space::Channels);
 }
 
-/// PSUBSCRIBE pattern [pattern …]
+/// `PSUBSCRIBE pattern [pattern …]`
 pub fn psubscribe(call: &mut Call<'_>) {
     subscribe_to(call, Space::Patterns);
 }
 
-/// SSUBSCRIBE channel [channel …]
+/// `SSUBSCRIBE channel [channel …]`
 pub fn ssubscribe(call: &mut Call<'_>) {
     subscribe_to(call, Space::Shard);
 }
 
-/// UNSUBSCRIBE [channel …]
+/// `UNSUBSCRIBE [channel …]`
 pub fn unsubscribe(call: &mut Call<'_>) {
     unsubscribe_from(call, Space::Channels);
 }
 
-/// PUNSUBSCRIBE [pattern …]
+/// `PUNSUBSCRIBE [pattern …]`
 pub fn punsubscribe(call: &mut Call<'_>) {
     unsubscribe_from(call, Space::Patterns);
 }
 
-/// SUNSUBSCRIBE [channel …]
+/// `SUNSUBSCRIBE [channel …]`
 pub fn sunsubscribe(call: &mut Call<'_>) {
     unsubscribe_from(call, Space::Shard);
 }
@@ -48,22 +48,22 @@ pub fn spublish(call: &mut Call<'_>) {
     publish_to(call, Space::Shard);
 }
 
-/// PUBSUB CHANNELS [pattern]
+/// `PUBSUB CHANNELS [pattern]`
 pub fn pubsub_channels(call: &mut Call<'_>) {
     names(call, Space::Channels);
 }
 
-/// PUBSUB SHARDCHANNELS [pattern]
+/// `PUBSUB SHARDCHANNELS [pattern]`
 pub fn pubsub_shardchannels(call: &mut Call<'_>) {
     names(call, Space::Shard);
 }
 
-/// PUBSUB NUMSUB [channel …]
+/// `PUBSUB NUMSUB [channel …]`
 pub fn pubsub_numsub(call: &mut Call<'_>) {
     counts(call, Space::Channels);
 }
 
-/// PUBSUB SHARDNUMSUB [channel …]
+/// `PUBSUB SHARDNUMSUB [channel …]`
 pub fn pubsub_shardnumsub(call: &mut Call<'_>) {
     counts(call, Space::Shard);
 }

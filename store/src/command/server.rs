@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 const NO_PERSISTENCE: &str =
     "ERR this version of Millrace keeps data in memory only: there is nothing to save to";
 
-/// CONFIG GET pattern [pattern …]
+/// `CONFIG GET pattern [pattern …]`
 pub fn config_get(call: &mut Call<'_>) {
     let mut found: Vec<(Vec<u8>, &Setting)> = Vec::new();
     for pattern in call.args.iter().skip(2) {
@@ -45,7 +45,7 @@ pub fn config_get(call: &mut Call<'_>) {
     }
 }
 
-/// CONFIG SET name value [name value …]: all of them or none.
+/// `CONFIG SET name value [name value …]`: all of them or none.
 pub fn config_set(call: &mut Call<'_>) {
     let args = call.args;
     if !args.len().is_multiple_of(2) {
@@ -140,7 +140,7 @@ pub fn time(call: &mut Call<'_>) {
     reply.bulk_integer((now % 1_000_000) as i64);
 }
 
-/// MEMORY USAGE key [SAMPLES count]
+/// `MEMORY USAGE key [SAMPLES count]`
 pub fn memory_usage(call: &mut Call<'_>) {
     let mut at = 3;
     while at < call.args.len() {
@@ -239,7 +239,7 @@ pub fn memory_help(call: &mut Call<'_>) {
     ]);
 }
 
-/// SLOWLOG GET [count]
+/// `SLOWLOG GET [count]`
 pub fn slowlog_get(call: &mut Call<'_>) {
     let count = match call.args.get(2).map(integer) {
         _ if call.args.len() > 3 => return call.subcommand_syntax_error(),
@@ -318,7 +318,7 @@ pub fn latency_history(call: &mut Call<'_>) {
     }
 }
 
-/// LATENCY RESET [event …]
+/// `LATENCY RESET [event …]`
 pub fn latency_reset(call: &mut Call<'_>) {
     let count = if call.args.len() == 2 {
         call.engine.latency.clear()
@@ -373,7 +373,7 @@ pub fn latency_doctor(call: &mut Call<'_>) {
     reply!(call).verbatim("txt", text.as_bytes());
 }
 
-/// LATENCY HISTOGRAM [command …]
+/// `LATENCY HISTOGRAM [command …]`
 pub fn latency_histogram(call: &mut Call<'_>) {
     let metrics = &call.engine.metrics;
     let with_times = |id: usize| metrics.commands[id].histogram.is_some();
@@ -543,7 +543,7 @@ fn debug_protocol(call: &mut Call<'_>) {
     }
 }
 
-/// SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE] [ABORT]
+/// `SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE] [ABORT]`
 pub fn shutdown(call: &mut Call<'_>) {
     let (mut save, mut no_save, mut force, mut now, mut abort) = (false, false, false, false, false);
     for option in call.args.iter().skip(1) {
@@ -574,7 +574,7 @@ pub fn save(call: &mut Call<'_>) {
     reply!(call).error(NO_PERSISTENCE);
 }
 
-/// BGSAVE [SCHEDULE]
+/// `BGSAVE [SCHEDULE]`
 pub fn bgsave(call: &mut Call<'_>) {
     if call.args.len() > 2 || call.args.get(1).is_some_and(|option| !is_word(option, "schedule")) {
         return call.syntax_error();

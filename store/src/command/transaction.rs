@@ -85,7 +85,7 @@ pub fn exec(call: &mut Call<'_>) {
     call.session.last_command = call.command.id;
 }
 
-/// WATCH key [key …]
+/// `WATCH key [key …]`
 pub fn watch(call: &mut Call<'_>) {
     if call.session.transaction.is_some() {
         return reply!(call).error("ERR WATCH inside MULTI is not allowed");
