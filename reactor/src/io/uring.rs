@@ -67,6 +67,11 @@ impl Default for UringOptions {
 /// closes before.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// How long a connection must have been silent before its receive is armed afresh, once. Linux 6.18 now and then
+/// loses the wake-up of a multishot receive when a reset arrives right behind data: the socket is dead and no
+/// completion ever says so (12 of 30,000 such resets on a loaded machine). A fresh receive finds the error.
+static SILENCE_SPAN: types::Timespec = types::Timespec::new().nsec(500_000_000);
+
 /// Generations use 28 bits of `user_data`.
 const GENERATION_MASK: u32 = 0x0fff_ffff;
 
@@ -80,6 +85,8 @@ enum Kind {
     Connect,
     Close,
     Stop,
+    /// The timer behind [`SILENCE_SPAN`].
+    Sweep,
     /// Cancellations and shutdowns: their own results say nothing we need.
     Other,
 }
@@ -94,6 +101,7 @@ impl Kind {
             5 => Kind::Connect,
             6 => Kind::Close,
             7 => Kind::Stop,
+            8 => Kind::Sweep,
             _ => Kind::Other,
         }
     }
@@ -136,6 +144,10 @@ struct Connection {
     receive_paused: bool,
     /// End of stream or an error was seen: never armed again.
     receive_ended: bool,
+    /// Listed in `suspects`.
+    suspected: bool,
+    /// Something came since the last sweep.
+    heard: bool,
     listener: u32,
     sent: usize,
     send: Option<Vec<u8>>,
@@ -169,6 +181,9 @@ pub struct UringDriver {
     /// Receives to arm with the next enter: those that found no buffer.
     rearm: Vec<ConnectionId>,
     pending: VecDeque<Event<'static>>,
+    /// Connections whose multishot receive may have lost a reset: those that were heard lately.
+    suspects: Vec<ConnectionId>,
+    sweep_armed: bool,
     counters: DriverCounters,
 }
 
@@ -198,6 +213,8 @@ impl UringDriver {
             lent: None,
             rearm: Vec::new(),
             pending: VecDeque::new(),
+            suspects: Vec::new(),
+            sweep_armed: false,
             counters: DriverCounters::default(),
         };
         driver.arm_listeners()?;
@@ -257,6 +274,8 @@ impl UringDriver {
                     receive_armed: false,
                     receive_paused: false,
                     receive_ended: false,
+                    suspected: false,
+                    heard: false,
                     listener: 0,
                     sent: 0,
                     send: None,
@@ -274,6 +293,7 @@ impl UringDriver {
         connection.state = state;
         connection.receive_paused = false;
         connection.receive_ended = false;
+        connection.suspected = false;
         connection.sent = 0;
         Some(slot)
     }
@@ -335,6 +355,49 @@ impl UringDriver {
             Descriptor::None => unreachable!("an open connection has a descriptor"),
         };
         self.push(entry.user_data(tag));
+    }
+
+    /// Notes that a connection was heard; it is looked at again once it has fallen silent.
+    #[inline]
+    fn hear(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        connection.heard = true;
+        if !connection.suspected && self.options.multishot_receive {
+            connection.suspected = true;
+            let id = self.id(slot as u32);
+            self.suspects.push(id);
+            self.arm_sweep();
+        }
+    }
+
+    fn arm_sweep(&mut self) {
+        if !self.sweep_armed {
+            self.sweep_armed = true;
+            let timer = opcode::Timeout::new(&SILENCE_SPAN).build();
+            self.push(timer.user_data(user_data(Kind::Sweep, 0, 0)));
+        }
+    }
+
+    /// Arms the receive of every suspect that has been silent since the last sweep afresh, once.
+    fn sweep(&mut self) {
+        self.sweep_armed = false;
+        for id in std::mem::take(&mut self.suspects) {
+            let Some(slot) = self.live(id) else { continue };
+            let connection = &mut self.connections[slot];
+            if connection.heard {
+                connection.heard = false;
+                self.suspects.push(id);
+                continue;
+            }
+            connection.suspected = false;
+            if connection.state == State::Open && connection.receive_armed {
+                // Its ECANCELED completion arms it again.
+                self.cancel(user_data(Kind::Receive, id.slot, id.generation));
+            }
+        }
+        if !self.suspects.is_empty() {
+            self.arm_sweep();
+        }
     }
 
     fn push_send(&mut self, slot: usize) {
@@ -472,6 +535,7 @@ impl UringDriver {
     fn accepted(&mut self, slot: u32, listener: usize, peer: Option<SocketAddr>) -> Step {
         self.counters.accepted += 1;
         self.counters.open += 1;
+        self.hear(slot as usize);
         self.arm_receive(slot as usize);
         Step::Event(Event::Accepted { connection: self.id(slot), listener, peer })
     }
@@ -500,6 +564,7 @@ impl UringDriver {
         if result > 0 {
             self.counters.receives += 1;
             self.counters.received_bytes += result as u64;
+            self.hear(slot);
             return match completion.buffer() {
                 Some(buffer) => {
                     if !more {
@@ -647,6 +712,10 @@ impl UringDriver {
             Kind::Accept => return self.on_accept(completion),
             Kind::Stop => return Step::Event(Event::StopRequested),
             Kind::Other => return Step::Nothing,
+            Kind::Sweep => {
+                self.sweep();
+                return Step::Nothing;
+            }
             _ => {}
         }
         debug_assert_eq!(
@@ -667,7 +736,7 @@ impl UringDriver {
                 }
                 Step::Event(Event::Closed { connection: id })
             }
-            Kind::Accept | Kind::Stop | Kind::Other => Step::Nothing,
+            Kind::Accept | Kind::Stop | Kind::Sweep | Kind::Other => Step::Nothing,
         }
     }
 }

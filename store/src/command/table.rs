@@ -482,7 +482,7 @@ const ROWS: [Command; ROW_COUNT] = [
         ..row("incr", 2, WRITE | DENYOOM | FAST | QUICK, [1, 1, 1], Group::String, "1.0.0", "O(1)", "Adds one to the integer at a key.", string::incr)
     },
     Command {
-        http: "POST /v1/keys/{key}?op=decr",
+        http: "POST /v1/keys/{key}?op=incr&by=-1",
         key_specs: &[keys_at(&["RW", "access", "update"], 1, 0, 1)],
         extra_categories: category::STRING,
         ..row("decr", 2, WRITE | DENYOOM | FAST | QUICK, [1, 1, 1], Group::String, "1.0.0", "O(1)", "Subtracts one from the integer at a key.", string::decr)
@@ -494,7 +494,7 @@ const ROWS: [Command; ROW_COUNT] = [
         ..row("incrby", 3, WRITE | DENYOOM | FAST | QUICK, [1, 1, 1], Group::String, "1.0.0", "O(1)", "Adds to the integer at a key.", string::incrby)
     },
     Command {
-        http: "POST /v1/keys/{key}?op=decr&by=n",
+        http: "POST /v1/keys/{key}?op=incr&by=-n",
         key_specs: &[keys_at(&["RW", "access", "update"], 1, 0, 1)],
         extra_categories: category::STRING,
         ..row("decrby", 3, WRITE | DENYOOM | FAST | QUICK, [1, 1, 1], Group::String, "1.0.0", "O(1)", "Subtracts from the integer at a key.", string::decrby)

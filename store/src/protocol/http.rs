@@ -151,7 +151,7 @@ pub fn refuse_connection(output: &mut Vec<u8>, now: Now) {
     let mut dates = DateBlocks::default();
     dates.refresh(now);
     let problem =
-        Problem::fatal(503, "The server has as many connections as it may (maxclients). Try again later.");
+        Problem::new(503, "The server has as many connections as it may (maxclients). Try again later.");
     write_problem(output, &dates, &problem, Persistence::Close, false);
 }
 
@@ -317,7 +317,7 @@ fn answer(
     }
 }
 
-/// Answers with a problem document, and closes if that is needed or was asked for.
+/// Answers with a problem document. Whoever cannot tell where the next request begins passes `Close`.
 fn refuse(
     shared: &mut Shared,
     session: &mut Session,
@@ -325,7 +325,6 @@ fn refuse(
     persistence: Persistence,
     head_only: bool,
 ) {
-    let persistence = if problem.fatal { Persistence::Close } else { persistence };
     if problem.status >= 500 {
         shared.metrics.http_responses_5xx += 1;
     } else {

@@ -118,6 +118,16 @@ pub enum Step {
         /// What is sent.
         bytes: Vec<u8>,
     },
+    /// A connection of its own sends commands; then others are sent on a lasting one, which close it. What it
+    /// receives until then is compared.
+    Victim {
+        /// What the victim sends.
+        opening: Vec<Command>,
+        /// Which connection closes it.
+        connection: usize,
+        /// By what.
+        commands: Vec<Command>,
+    },
     /// SCAN from 0 to 0 with these options, on both sides by their own cursors; the sets of keys are compared.
     FullScan {
         /// MATCH, COUNT, TYPE.

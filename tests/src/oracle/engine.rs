@@ -7,7 +7,7 @@
 use super::target::{Link, Received, Server};
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use store::arena::HeapSource;
 use store::config::{Config, Setting};
 use store::engine::{Action, Engine, Seeds};
@@ -158,14 +158,24 @@ impl Link for EngineLink {
 
     fn receive(&mut self, into: &mut Vec<u8>) -> Received {
         let mut driver = self.shared.borrow_mut();
-        let wire = &mut driver.wires[self.connection.slot as usize];
-        if !wire.received.is_empty() {
-            into.append(&mut wire.received);
-            Received::Bytes
-        } else if wire.closed {
-            Received::Closed
-        } else {
-            Received::Silence
+        let waits_until = Instant::now() + Duration::from_secs(1);
+        loop {
+            let wire = &mut driver.wires[self.connection.slot as usize];
+            if !wire.received.is_empty() {
+                into.append(&mut wire.received);
+                return Received::Bytes;
+            }
+            if wire.closed {
+                return Received::Closed;
+            }
+            // As a driver would: wait for what the engine waits for (CLIENT PAUSE), not for what is far away.
+            match driver.engine.poll_timeout(driver.clock.now()) {
+                Some(Nanos(timeout)) if Instant::now() + Duration::from_nanos(timeout) < waits_until => {
+                    std::thread::sleep(Duration::from_nanos(timeout));
+                    driver.act();
+                }
+                _ => return Received::Silence,
+            }
         }
     }
 }

@@ -97,6 +97,17 @@ const PRODUCTIONS: &[(usize, Production)] = &[
         vec![words]
     }),
     (1, one!(g, "SWAPDB", g.database(), g.database())),
+    // Replies of a megabyte and more: the server has to pause until they are read.
+    (1, |g| {
+        if g.random.chance(80) {
+            return vec![words!["SETRANGE", "key:1", "20000", ""]];
+        }
+        let length = 100_000 + g.random.below(100_000);
+        let (value, key) = (g.random.bytes(length), g.key());
+        let mut read = words!["MGET"];
+        read.extend(std::iter::repeat_n(key.clone(), 15));
+        vec![words!["SET", key, value], read, words!["GET", key], words!["DEL", key]]
+    }),
     // connection
     (6, one!(g, "PING", g.value())),
     (4, one!(_g, "PING")),
@@ -186,13 +197,20 @@ impl Grammar {
                     0..8 => 1,
                     8..15 => 2 + self.random.below(6),
                     15..19 => 8 + self.random.below(24),
+                    _ if self.random.chance(5) => 2000,
                     _ => 100 + self.random.below(60),
                 };
                 vec![self.burst(connection, count)]
             }
             70..86 => self.transaction(),
             86..92 => self.subscription(),
-            92..98 => vec![self.throwaway()],
+            92..97 => vec![self.throwaway()],
+            97 => match self.random.below(4) {
+                0 => self.password(),
+                1 => self.victim(),
+                2 => self.pause(),
+                _ => self.out_of_memory(),
+            },
             _ => {
                 let mut options = Vec::new();
                 for (name, value) in [
@@ -381,6 +399,116 @@ impl Grammar {
             steps.push(Step::Burst { connection: a, commands: vec![Command::new(words![name])] });
         }
         steps
+    }
+
+    /// A password is set, strangers knock, and it is taken back. Who was in stays in.
+    fn password(&mut self) -> Vec<Step> {
+        const KNOCKS: &[&[u8]] = &[
+            b"PING\r\nAUTH wrong\r\nPING\r\nAUTH secret\r\nPING\r\n",
+            b"NOSUCH\r\nGET\r\nHELLO\r\nHELLO 3\r\nHELLO 3 AUTH default wrong\r\nGET nosuch\r\n",
+            b"HELLO 3 AUTH default secret SETNAME me\r\nGET nosuch\r\nCLIENT GETNAME\r\n",
+            b"AUTH nobody secret\r\nAUTH default secret\r\nGET nosuch\r\nRESET\r\nGET nosuch\r\n",
+            b"AUTH\r\nAUTH a b c\r\nMULTI\r\nEXEC\r\nSUBSCRIBE a\r\nCOMMAND COUNT\r\n",
+            b"QUIT\r\nPING\r\n",
+            b"*11\r\n$4\r\nPING\r\n",
+            b"*1\r\n$16385\r\n",
+            b"*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n*1\r\n$4\r\nPING\r\n",
+        ];
+        let connection = self.random.below(CONNECTIONS);
+        let set = |password: &str| {
+            let commands = vec![
+                Command::new(words!["CONFIG", "SET", "requirepass", password]),
+                Command::new(words!["PING"]),
+            ];
+            Step::Burst { connection, commands }
+        };
+        let mut steps = vec![set("secret")];
+        for _ in 0..1 + self.random.below(3) {
+            let knock: &[u8] = self.random.pick::<&[u8]>(KNOCKS);
+            steps.push(Step::Throwaway { bytes: knock.to_vec() });
+        }
+        steps.push(set(""));
+        steps
+    }
+
+    /// A subscriber is closed by somebody else.
+    fn victim(&mut self) -> Vec<Step> {
+        let opening = vec![
+            Command::new(words!["HELLO", self.resp.to_string()]),
+            Command::new(words!["SUBSCRIBE", self.channel()]),
+            Command::new(words!["PSUBSCRIBE", self.channel_pattern()]),
+        ];
+        let mut commands = vec![Command::new(self.publish())];
+        commands.push(Command::new(words!["CLIENT", "KILL", "TYPE", "pubsub"]));
+        commands.push(Command::new(self.publish()));
+        vec![Step::Victim { opening, connection: self.random.below(CONNECTIONS), commands }]
+    }
+
+    /// Commands wait for the end of a short pause, in order.
+    fn pause(&mut self) -> Vec<Step> {
+        let mut commands =
+            vec![Command::new(words!["CLIENT", "PAUSE", "15", self.one_of(&["ALL", "WRITE"])])];
+        let count = 1 + self.random.below(4);
+        commands.extend(self.data_commands(count));
+        vec![Step::Burst { connection: self.random.below(CONNECTIONS), commands }]
+    }
+
+    /// Nothing that may grow memory is done, neither alone nor in a transaction.
+    fn out_of_memory(&mut self) -> Vec<Step> {
+        let connection = self.random.below(CONNECTIONS);
+        let mut commands = vec![Command::new(words!["CONFIG", "SET", "maxmemory", "1"])];
+        let count = 1 + self.random.below(4);
+        commands.extend(self.data_commands(count));
+        commands.push(Command::new(words!["MULTI"]));
+        let count = 1 + self.random.below(3);
+        commands.extend(self.data_commands(count));
+        commands.push(Command::new(words!["EXEC"]));
+        commands.push(Command::new(words!["CONFIG", "SET", "maxmemory", "0"]));
+        if self.random.chance(50) {
+            // The limit is there when EXEC comes, but was not when the commands were queued.
+            commands.push(Command::new(words!["MULTI"]));
+            commands.push(Command::new(words!["CONFIG", "SET", "maxmemory", "1"]));
+            commands.extend(self.data_commands(2));
+            commands.push(Command::new(words!["CONFIG", "SET", "maxmemory", "0"]));
+            commands.push(Command::new(words!["EXEC"]));
+        }
+        vec![Step::Burst { connection, commands }]
+    }
+
+    /// Commands about keys and values only.
+    fn data_commands(&mut self, count: usize) -> Vec<Command> {
+        const NAMES: &[&str] = &[
+            "GET",
+            "SET",
+            "SETNX",
+            "SETEX",
+            "GETSET",
+            "GETDEL",
+            "GETEX",
+            "MGET",
+            "MSET",
+            "MSETNX",
+            "APPEND",
+            "STRLEN",
+            "GETRANGE",
+            "SETRANGE",
+            "INCR",
+            "DECRBY",
+            "INCRBYFLOAT",
+            "DEL",
+            "EXISTS",
+            "RENAME",
+            "COPY",
+            "EXPIRE",
+            "PERSIST",
+            "PUBLISH",
+            "ECHO",
+        ];
+        let mut commands = Vec::new();
+        while commands.len() < count {
+            commands.extend(self.commands(1).into_iter().filter(|command| NAMES.contains(&&*command.name())));
+        }
+        commands
     }
 
     fn subscribe(&mut self, leaving: bool) -> Vec<Vec<u8>> {

@@ -157,6 +157,9 @@ impl<'a> Run<'a> {
             Step::Burst { connection, commands } => self.play_burst(connection, commands, false),
             Step::Open { connection, commands } => self.play_burst(connection, commands, true),
             Step::Throwaway { bytes } => self.play_throwaway(&bytes),
+            Step::Victim { opening, connection, commands } => {
+                self.play_victim(&opening, connection, commands)
+            }
             Step::FullScan { options } => self.play_scan(&options),
         }
     }
@@ -396,8 +399,53 @@ impl<'a> Run<'a> {
         }
         redis.finish();
         millrace.finish();
-        let (redis, redis_end) = receive_until(&mut *redis, &|_| false);
-        let (millrace, millrace_end) = receive_until(&mut *millrace, &|_| false);
+        let what = format!(
+            "a connection that sends these bytes (cut at {cut}) and then ends: \"{}\"",
+            show_bytes(bytes, 1500)
+        );
+        self.compare_ends(what, &mut *redis, &mut *millrace)
+    }
+
+    /// A connection of its own, which is closed by what is done on another one.
+    fn play_victim(
+        &mut self,
+        opening: &[Command],
+        connection: usize,
+        commands: Vec<Command>,
+    ) -> Result<(), Box<Mismatch>> {
+        self.summary.throwaways += 1;
+        let mut redis = self.redis.connect();
+        let mut millrace = self.millrace.connect();
+        let mut bytes = Vec::new();
+        let ping = Command::new(vec![b"PING".to_vec(), b"mark-of-the-victim".to_vec()]);
+        opening.iter().chain([&ping]).for_each(|command| command.encode(&mut bytes));
+        redis.send(&bytes);
+        millrace.send(&bytes);
+        let is_complete = |bytes: &[u8]| bytes.ends_with(b"mark-of-the-victim\r\n");
+        let (mut redis_bytes, _) = receive_until(&mut *redis, &is_complete);
+        let (mut millrace_bytes, _) = receive_until(&mut *millrace, &is_complete);
+        // The reply to HELLO, the first command, is compared elsewhere.
+        for bytes in [&mut redis_bytes, &mut millrace_bytes] {
+            let hello = Value::parse(bytes).map_or(0, |(_, used)| used);
+            bytes.drain(..hello);
+        }
+        let what = format!("a connection that others close, after:{}", list(9, opening));
+        if redis_bytes != millrace_bytes {
+            return Err(self.mismatch(what, show_tail(&redis_bytes), show_tail(&millrace_bytes), &[]));
+        }
+        self.play_burst(connection, commands, false)?;
+        self.compare_ends(what, &mut *redis, &mut *millrace)
+    }
+
+    /// Everything that still comes on a connection, up to its end.
+    fn compare_ends(
+        &mut self,
+        what: String,
+        redis: &mut dyn Link,
+        millrace: &mut dyn Link,
+    ) -> Result<(), Box<Mismatch>> {
+        let (redis, redis_end) = receive_until(redis, &|_| false);
+        let (millrace, millrace_end) = receive_until(millrace, &|_| false);
         if redis == millrace && redis_end == millrace_end && redis_end == Received::Closed {
             return Ok(());
         }
@@ -413,10 +461,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         Err(self.mismatch(
-            format!(
-                "a connection that sends these bytes (cut at {cut}) and then ends: \"{}\"",
-                show_bytes(bytes, 1500)
-            ),
+            what,
             format!("{redis_end:?} after \"{}\"", show_bytes(&redis, 1500)),
             format!("{millrace_end:?} after \"{}\"", show_bytes(&millrace, 1500)),
             &[],

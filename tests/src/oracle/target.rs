@@ -8,12 +8,14 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 /// A server that takes no longer than this for any answer; only a hang does, so the bound is generous.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Larger writes go to a thread of their own: both sides could otherwise wait for the other to read.
+/// Bytes that fit in any socket buffer.
 const WRITE_INLINE_MAX: usize = 32 * 1024;
 
 /// What a receive brought.
@@ -105,38 +107,77 @@ impl Socket {
     }
 }
 
+/// A link over a socket. A server that waits for its replies to be read takes nothing more in, so whoever sends much
+/// must be able to read meanwhile: beyond a few bytes, a thread of the link's own does the sending.
 struct SocketLink {
     socket: Socket,
     buffer: Vec<u8>,
-    writer: Option<std::thread::JoinHandle<()>>,
+    /// Sent since something was last received.
+    unanswered: usize,
+    writer: Option<Writer>,
 }
 
-impl SocketLink {
-    fn wait_for_writer(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            writer.join().expect("the writing thread does not panic");
-        }
+struct Writer {
+    work: Sender<Work>,
+    /// Handed over and not done.
+    outstanding: Arc<AtomicUsize>,
+}
+
+enum Work {
+    Write(Vec<u8>),
+    Finish,
+}
+
+impl Writer {
+    fn start(mut socket: Socket) -> Writer {
+        let (work, queue) = channel();
+        let outstanding = Arc::new(AtomicUsize::new(0));
+        let done = Arc::clone(&outstanding);
+        std::thread::spawn(move || {
+            for work in queue {
+                // A failure means that the server has closed, which the next receive reports.
+                let _ = match work {
+                    Work::Write(bytes) => socket.write_all(&bytes),
+                    Work::Finish => socket.shutdown_write(),
+                };
+                done.fetch_sub(1, Ordering::Release);
+            }
+        });
+        Writer { work, outstanding }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.outstanding.load(Ordering::Acquire) == 0
+    }
+
+    fn hand_over(&self, work: Work) {
+        self.outstanding.fetch_add(1, Ordering::Release);
+        self.work.send(work).expect("the thread lives as long as the link");
     }
 }
 
 impl Link for SocketLink {
     fn send(&mut self, bytes: &[u8]) {
-        self.wait_for_writer();
-        if bytes.len() <= WRITE_INLINE_MAX {
-            // A failed write means that the server has closed, which the next receive reports.
+        self.unanswered += bytes.len();
+        let is_idle = self.writer.as_ref().is_none_or(Writer::is_idle);
+        if is_idle && self.unanswered <= WRITE_INLINE_MAX {
             let _ = self.socket.write_all(bytes);
             return;
         }
-        let mut socket = self.socket.try_clone().expect("a second handle on an open socket");
-        let bytes = bytes.to_vec();
-        self.writer = Some(std::thread::spawn(move || {
-            let _ = socket.write_all(&bytes);
-        }));
+        let socket = &self.socket;
+        let writer = self.writer.get_or_insert_with(|| {
+            Writer::start(socket.try_clone().expect("a second handle on an open socket"))
+        });
+        writer.hand_over(Work::Write(bytes.to_vec()));
     }
 
     fn finish(&mut self) {
-        self.wait_for_writer();
-        let _ = self.socket.shutdown_write();
+        match &self.writer {
+            Some(writer) => writer.hand_over(Work::Finish),
+            None => {
+                let _ = self.socket.shutdown_write();
+            }
+        }
     }
 
     fn receive(&mut self, into: &mut Vec<u8>) -> Received {
@@ -144,6 +185,7 @@ impl Link for SocketLink {
             match self.socket.read(&mut self.buffer) {
                 Ok(0) => return Received::Closed,
                 Ok(length) => {
+                    self.unanswered = 0;
                     into.extend_from_slice(&self.buffer[..length]);
                     return Received::Bytes;
                 }
@@ -220,7 +262,7 @@ impl Server for Process {
         let socket = Socket::open(&self.address).unwrap_or_else(|error| {
             panic!("{} at {:?} refuses a connection: {error}", self.name, self.address)
         });
-        Box::new(SocketLink { socket, buffer: vec![0; 64 * 1024], writer: None })
+        Box::new(SocketLink { socket, buffer: vec![0; 64 * 1024], unanswered: 0, writer: None })
     }
 }
 

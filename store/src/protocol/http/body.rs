@@ -88,7 +88,7 @@ impl BodyReader {
                 }
                 State::ChunkSize { size, digits } => match (char::from(byte).to_digit(16), byte) {
                     (Some(_), _) if digits == CHUNK_SIZE_DIGITS_MAX => {
-                        return Err(Problem::fatal(400, "A chunk size has more than 16 hexadecimal digits."));
+                        return Err(Problem::new(400, "A chunk size has more than 16 hexadecimal digits."));
                     }
                     (Some(digit), _) => {
                         State::ChunkSize { size: size << 4 | u64::from(digit), digits: digits + 1 }
@@ -97,7 +97,7 @@ impl BodyReader {
                     (None, b';') if digits > 0 => State::ChunkExtension { size },
                     (None, b' ' | b'\t') if digits > 0 => State::ChunkSpace { size },
                     _ => {
-                        return Err(Problem::fatal(
+                        return Err(Problem::new(
                             400,
                             format!(
                                 "A chunk must begin with its size in hexadecimal; found the byte 0x{byte:02x}."
@@ -112,7 +112,7 @@ impl BodyReader {
                         b' ' | b'\t' => State::ChunkSpace { size },
                         b';' => State::ChunkExtension { size },
                         _ => {
-                            return Err(Problem::fatal(
+                            return Err(Problem::new(
                                 400,
                                 "A chunk size must be followed by CRLF or by ; and an extension.",
                             ));
@@ -126,7 +126,7 @@ impl BodyReader {
                         State::ChunkExtension { size }
                     }
                     _ => {
-                        return Err(Problem::fatal(
+                        return Err(Problem::new(
                             400,
                             "A chunk extension holds a control character or ends in LF without CR.",
                         ));
@@ -143,9 +143,9 @@ impl BodyReader {
                 }
                 State::ChunkDataReturn if byte == b'\r' => State::ChunkDataLineFeed,
                 State::ChunkDataReturn => {
-                    return Err(Problem::fatal(
+                    return Err(Problem::new(
                         400,
-                        "A chunk is longer than its size says: CRLF must follow its last byte.",
+                        "A chunk is not as long as its size says: CRLF must follow its last byte.",
                     ));
                 }
                 State::ChunkDataLineFeed => {
@@ -160,7 +160,7 @@ impl BodyReader {
                         b':' if self.state == State::TrailerName => State::TrailerValue,
                         _ if is_token_byte(byte) => State::TrailerName,
                         _ => {
-                            return Err(Problem::fatal(
+                            return Err(Problem::new(
                                 400,
                                 "A trailer field is malformed, or the CRLF that ends the body is missing.",
                             ));
@@ -173,7 +173,7 @@ impl BodyReader {
                         b'\r' => State::TrailerLineFeed,
                         b'\t' | b' '..=b'~' | 0x80.. => State::TrailerValue,
                         _ => {
-                            return Err(Problem::fatal(
+                            return Err(Problem::new(
                                 400,
                                 "A trailer field holds a control character or ends in LF without CR.",
                             ));
@@ -197,7 +197,7 @@ impl BodyReader {
     fn count_extra(&mut self, status: u16) -> Result<(), Problem> {
         self.extras += 1;
         if self.extras > CHUNK_EXTRAS_MAX {
-            return Err(Problem::fatal(
+            return Err(Problem::new(
                 status,
                 format!(
                     "The chunk extensions and trailers of one body are limited to {CHUNK_EXTRAS_MAX} bytes."
@@ -210,7 +210,7 @@ impl BodyReader {
 
 /// The problem of a body beyond `limit`.
 pub(super) fn too_large(limit: u64) -> Problem {
-    Problem::fatal(
+    Problem::new(
         413,
         format!(
             "The body is larger than {limit} bytes, the most this server takes for this request (setting proto-max-bulk-len for values)."
@@ -222,6 +222,6 @@ fn expect_line_feed(byte: u8) -> Result<(), Problem> {
     if byte == b'\n' {
         Ok(())
     } else {
-        Err(Problem::fatal(400, "A CR in the chunked body is not followed by LF."))
+        Err(Problem::new(400, "A CR in the chunked body is not followed by LF."))
     }
 }

@@ -46,7 +46,7 @@ impl HeadScan {
                 return Err(self.too_large());
             }
             if line_feed == 0 || data[line_feed - 1] != b'\r' {
-                return Err(Problem::fatal(
+                return Err(Problem::new(
                     400,
                     "A line of the request head ends in LF without CR. Every line must end in CRLF (RFC 9112, section 2.2).",
                 ));
@@ -59,7 +59,7 @@ impl HeadScan {
                 check_request_line(line)?;
             } else if let Some(&first) = line.first() {
                 if first == b' ' || first == b'\t' {
-                    return Err(Problem::fatal(
+                    return Err(Problem::new(
                         400,
                         "A header field is folded over several lines (obs-fold). Send each field on one line.",
                     ));
@@ -72,14 +72,14 @@ impl HeadScan {
 
     fn too_large(&self) -> Problem {
         if self.line_start == 0 {
-            Problem::fatal(
+            Problem::new(
                 414,
                 format!(
                     "The request line is longer than {HEAD_BYTES_MAX} bytes. Use a shorter key; percent-encoding triples every byte that needs it."
                 ),
             )
         } else {
-            Problem::fatal(
+            Problem::new(
                 431,
                 format!(
                     "The request head is longer than {HEAD_BYTES_MAX} bytes. Send fewer or shorter header fields."
@@ -92,12 +92,12 @@ impl HeadScan {
 /// What to say to someone who does not speak HTTP at all.
 fn not_http(data: &[u8]) -> Problem {
     if data[0] == 0x16 {
-        Problem::fatal(
+        Problem::new(
             400,
             "This looks like a TLS handshake, but this port speaks plain HTTP/1.1. Use http://, or put a TLS proxy in front.",
         )
     } else {
-        Problem::fatal(400, format!("A request must begin with a method; found the byte 0x{:02x}.", data[0]))
+        Problem::new(400, format!("A request must begin with a method; found the byte 0x{:02x}.", data[0]))
     }
 }
 
@@ -110,16 +110,16 @@ fn check_request_line(line: &[u8]) -> Result<(), Problem> {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
-            Err(Problem::fatal(
+            Err(Problem::new(
                 505,
                 format!("Found {}; this server speaks HTTP/1.1 and HTTP/1.0.", excerpt(version)),
             ))
         }
-        _ if line.first() == Some(&b'*') => Err(Problem::fatal(
+        _ if line.first() == Some(&b'*') => Err(Problem::new(
             400,
             "This looks like the Redis protocol, but this port speaks HTTP/1.1. Redis clients belong on the other port (--port).",
         )),
-        _ => Err(Problem::fatal(
+        _ => Err(Problem::new(
             400,
             format!("The first line must be METHOD SP target SP HTTP/1.1; found \"{}\".", excerpt(line)),
         )),
@@ -188,33 +188,33 @@ pub(super) fn parse<'b, 'h>(bytes: &'b [u8], slots: &'h mut FieldSlots<'b>) -> R
     match request.parse_with_uninit_headers(bytes, slots) {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Problem::fatal(
+            return Err(Problem::new(
                 431,
                 format!("The request has more than {HEAD_FIELDS_MAX} header fields."),
             ));
         }
         Err(httparse::Error::HeaderName) => {
-            return Err(Problem::fatal(
+            return Err(Problem::new(
                 400,
                 "A header field name is malformed: it must be one word of letters, digits and -, directly followed by a colon.",
             ));
         }
         Err(httparse::Error::HeaderValue) => {
-            return Err(Problem::fatal(
+            return Err(Problem::new(
                 400,
                 "A header field value holds a control character (NUL, CR without LF or another).",
             ));
         }
         // An end other than the scan's would mean that the two disagree about a line end; nothing may follow.
         _ => {
-            return Err(Problem::fatal(
+            return Err(Problem::new(
                 400,
                 "The request line is malformed: METHOD SP target SP HTTP/1.1, one space each, the target percent-encoded.",
             ));
         }
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Problem::fatal(400, "The request line is incomplete."));
+        return Err(Problem::new(400, "The request line is incomplete."));
     };
     digest(method, target, minor, request.headers)
 }
@@ -286,12 +286,12 @@ fn digest<'b, 'h>(
     }
     head.framing = framing(length, transfer_encoding, minor)?;
     if minor > 0 && head.host.is_none() {
-        return Err(Problem::fatal(400, "An HTTP/1.1 request must have a Host field."));
+        return Err(Problem::new(400, "An HTTP/1.1 request must have a Host field."));
     }
     resolve_absolute_target(&mut head)?;
     // httparse has seen to blanks and control characters.
     if !head.target.is_ascii() || memchr::memchr(b'#', head.target.as_bytes()).is_some() {
-        return Err(Problem::fatal(
+        return Err(Problem::new(
             400,
             "The target holds a byte that must be percent-encoded (a non-ASCII byte or #).",
         ));
@@ -307,14 +307,14 @@ fn is(field: &Header<'_>, name: &str) -> bool {
 fn set_once<T>(slot: &mut Option<T>, value: T, name: &str) -> Result<(), Problem> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(Problem::fatal(400, format!("The request has more than one {name} field."))),
+        Some(_) => Err(Problem::new(400, format!("The request has more than one {name} field."))),
     }
 }
 
 /// Digits only: `+5`, `5, 5`, `0x5` and the empty value are how request smuggling begins.
 fn content_length(value: &[u8]) -> Result<u64, Problem> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Problem::fatal(
+        return Err(Problem::new(
             400,
             format!("Content-Length must be one decimal number; found \"{}\".", excerpt(value)),
         ));
@@ -362,24 +362,24 @@ fn framing(length: Option<u64>, transfer_encoding: TransferEncoding, minor: u8) 
         return Ok(length.map_or(Framing::Absent, Framing::Length));
     }
     if length.is_some() {
-        return Err(Problem::fatal(
+        return Err(Problem::new(
             400,
             "The request has both Content-Length and Transfer-Encoding. Send one of them.",
         ));
     }
     if minor == 0 {
-        return Err(Problem::fatal(
+        return Err(Problem::new(
             400,
             "HTTP/1.0 has no Transfer-Encoding. Send Content-Length, or use HTTP/1.1.",
         ));
     }
     match transfer_encoding {
         TransferEncoding::Chunked => Ok(Framing::Chunked),
-        TransferEncoding::UnknownThenChunked => Err(Problem::fatal(
+        TransferEncoding::UnknownThenChunked => Err(Problem::new(
             501,
             "The only transfer coding this server has is chunked. Send the body without the other one.",
         )),
-        _ => Err(Problem::fatal(
+        _ => Err(Problem::new(
             400,
             "Transfer-Encoding must be exactly \"chunked\"; otherwise the body has no certain end.",
         )),
@@ -403,7 +403,7 @@ fn resolve_absolute_target(head: &mut Head<'_, '_>) -> Result<(), Problem> {
     if head.target == "*" && head.method == "OPTIONS" || head.method == "CONNECT" {
         return Ok(());
     }
-    Err(Problem::fatal(
+    Err(Problem::new(
         400,
         format!("The target must begin with / or http://; found \"{}\".", excerpt(head.target.as_bytes())),
     ))

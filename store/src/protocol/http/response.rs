@@ -16,21 +16,14 @@ pub(super) struct Problem {
     pub(super) status: u16,
     /// What was expected, what was found, what to try.
     pub(super) detail: Cow<'static, str>,
-    /// The end of the request is in doubt: answer and close.
-    pub(super) fatal: bool,
     /// Methods for `Allow`, with 405.
     pub(super) allow: Option<&'static str>,
 }
 
 impl Problem {
-    /// A refusal after which the next request can still be found.
+    /// A refusal for this reason.
     pub(super) fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { status, detail: detail.into(), fatal: false, allow: None }
-    }
-
-    /// A refusal after which it cannot.
-    pub(super) fn fatal(status: u16, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { fatal: true, ..Problem::new(status, detail) }
+        Problem { status, detail: detail.into(), allow: None }
     }
 }
 
