@@ -3,6 +3,7 @@
 //! 0: stopped as asked, or an answer was printed · 1: could not start, or failed · 2: wrong usage.
 
 use reactor::io::stop::StopSignal;
+use reactor::io::sys;
 use reactor::server::config::{Invocation, Settings, from_arguments};
 use reactor::server::start::Server;
 use std::error::Error;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+    sys::return_large_buffers();
     let stop = StopSignal::new()?;
     // Before anything is opened, so that a signal during the start is heeded as well.
     stop.on_signals()?;

@@ -788,6 +788,38 @@ fn finish_send<V: Variant>() {
     harness.until_all_closed();
 }
 
+/// A FIN reaches the connection it was meant for, and never the one that has the descriptor's number next.
+fn finish_send_and_close<V: Variant>() {
+    const BATCH: usize = 16;
+    let mut harness = Harness::<V>::new(Bounds { connections: 4 * BATCH, ..Bounds::default() });
+    harness.pipeline.keep_closed = false;
+    for round in 0..200 {
+        let listener = [TCP, UNIX][round % 2];
+        let leaving: Vec<_> = (0..BATCH).map(|_| harness.client(listener)).collect();
+        // These wait in the queue, and take the numbers as they come free.
+        let target = harness.addresses[listener].clone();
+        for (_, connection) in &leaving {
+            harness.driver.enqueue(Operation::FinishSend { connection: *connection });
+            harness.pipeline.close(*connection);
+        }
+        harness.pipeline.accepted.clear();
+        let mut staying: Vec<Socket> = (0..BATCH).map(|_| connect(&target)).collect();
+        harness.until("the next", |pipeline| pipeline.accepted.len() == BATCH);
+        for client in &mut staying {
+            client.write_all(b"ping").unwrap();
+        }
+        harness.until("requests", |pipeline| {
+            let link = |id| pipeline.links.get(id).expect("a FIN meant for another ended it");
+            pipeline.accepted.iter().all(|id| link(id).sent == 4)
+        });
+        staying.iter_mut().for_each(|client| assert_eq!(read_exactly(client, 4), b"ping"));
+        // A TIME_WAIT for each would use up the ports.
+        leaving.into_iter().for_each(|(client, _)| reset(client));
+        staying.into_iter().for_each(reset);
+        harness.until("room", |pipeline| pipeline.slots.is_empty());
+    }
+}
+
 /// A reset in every state a connection can be in ends that connection and nothing else.
 fn resets<V: Variant>() {
     let mut harness = Harness::<V>::new(Bounds::default());
@@ -1509,7 +1541,8 @@ fn client_of_the_storm(target: &Target, mut random: Random) {
 macro_rules! suite {
     ($module:ident, $variant:ty, $churn:literal $(, $more:ident)*) => {
         suite!(@tests $module, $variant, $churn,
-            every_split long_messages short_sends slow_readers buffer_exhaustion half_close finish_send resets
+            every_split long_messages short_sends slow_readers buffer_exhaustion half_close finish_send
+            finish_send_and_close resets
             pause_and_resume close_in_every_state ten_thousand_connections connects full_table
             stop_signal stop_before_start restarts timeouts addresses storm $($more)*);
     };

@@ -25,6 +25,7 @@ on_both_drivers!(
     a_client_that_does_not_read_is_slowed,
     a_reply_over_the_bound_is_cut,
     a_subscriber_that_does_not_read_is_cut,
+    a_storm_of_large_replies_leaves_no_memory_behind,
     idle_connections_are_cheap,
     announced_sizes_allocate_nothing,
     coming_and_going_leaves_nothing_behind,
@@ -74,6 +75,23 @@ fn a_reply_over_the_bound_is_cut(io: &str) {
     assert!(received < 600 * MIB, "all {received} bytes were kept for a client that did not read");
     assert_eq!(other.info("client_output_buffer_limit_disconnections"), counted + 1);
     server.resident_falls_below(before + 16 * MIB);
+    server.stop();
+}
+
+/// What the replies took goes back to the system, and is not kept for the next storm.
+fn a_storm_of_large_replies_leaves_no_memory_behind(io: &str) {
+    let server = Server::start(io, &[]);
+    let mut other = server.client();
+    other.set(b"big", &vec![b'v'; 2 * MIB]);
+    let before = server.resident_bytes();
+    for _ in 0..3 {
+        let mut storm: Vec<_> = (0..100).map(|_| server.client()).collect();
+        storm.iter_mut().for_each(|client| client.send_command(&[b"GET", b"big"]));
+        other.ping();
+        drop(storm);
+        server.connected_clients_become(&mut other, 1);
+    }
+    server.resident_falls_below(before + 32 * MIB);
     server.stop();
 }
 

@@ -618,7 +618,9 @@ impl Engine {
             && shared.used_memory() > shared.config.maxmemory
         {
             shared.make_room(now);
-            self.busy |= shared.used_memory() > shared.config.maxmemory && !shared.keyspace.is_empty();
+            // Where the policy finds nothing to evict, turning on would find nothing either.
+            self.busy |= shared.used_memory() > shared.config.maxmemory
+                && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
         shared.metrics.tick(now.monotonic);
@@ -647,7 +649,10 @@ impl Engine {
         }
         let shared = &self.shared;
         let pause = shared.pause.until.map(|until| until.since(now.monotonic));
-        let silence = (shared.config.timeout > 0 && shared.clients > 0).then_some(Nanos(1_000_000_000));
+        // Often enough that every client is looked at once a second.
+        let scans = shared.sessions.slots().div_ceil(TIMEOUT_SCAN).max(1) as u64;
+        let silence = shared.config.timeout > 0 && shared.clients > 0;
+        let silence = silence.then_some(Nanos(1_000_000_000 / scans));
         let expiry = if shared.expires_actively { shared.keyspace.next_expiry_check(now) } else { None };
         [expiry, pause, silence].into_iter().flatten().min()
     }
@@ -820,7 +825,7 @@ impl Engine {
             let silent = shared.sessions.at(slot).filter(|session| {
                 now.monotonic.since(session.last_interaction).0 > limit
                     && !session.is_subscriber()
-                    && !session.closing
+                    && !session.aborted
             });
             let Some(connection) = silent.map(|session| session.connection) else { continue };
             if let Some(mut session) = shared.sessions.take(connection) {

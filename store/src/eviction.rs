@@ -250,14 +250,18 @@ impl Pool {
 }
 
 impl Keyspace {
-    /// Removes one key by `policy` and returns it; `None` if nothing may be evicted.
-    pub fn evict_one(&mut self, policy: EvictionPolicy, now: Now) -> Option<Vec<u8>> {
-        let evictable = match policy {
+    /// Keys that `policy` may evict.
+    pub(crate) fn evictable(&self, policy: EvictionPolicy) -> usize {
+        match policy {
             EvictionPolicy::NoEviction => 0,
             _ if policy.is_volatile() => self.expires_len(),
             _ => self.len(),
-        };
-        if evictable == 0 {
+        }
+    }
+
+    /// Removes one key by `policy` and returns it; `None` if nothing may be evicted.
+    pub fn evict_one(&mut self, policy: EvictionPolicy, now: Now) -> Option<Vec<u8>> {
+        if self.evictable(policy) == 0 {
             return None;
         }
         if self.pool.policy != policy {

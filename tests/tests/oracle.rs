@@ -9,7 +9,7 @@ use std::rc::Rc;
 use tests::oracle::engine::InProcess;
 use tests::oracle::exceptions::EXCEPTIONS;
 use tests::oracle::target::{Link, Process, Received, Server, millrace_binary};
-use tests::oracle::{Summary, compare};
+use tests::oracle::{Summary, ask, compare};
 use tests::random;
 
 /// Commands to the server in all, unless `MILLRACE_ORACLE_COMMANDS` says otherwise.
@@ -80,6 +80,79 @@ fn one_wrong_byte_is_found() {
     assert!(is_wrong.get(), "it found something else, with MILLRACE_SEED={seed}: {mismatch}");
     assert!(mismatch.millrace.contains("embstR"), "the report shows what was wrong: {mismatch}");
     assert!(mismatch.redis.contains("embstr"), "and what is right: {mismatch}");
+}
+
+/// INFO's hits and misses are excepted from the comparison because they are sums over all that went before; here each
+/// command's own contribution is compared.
+#[test]
+fn every_command_counts_its_lookups_as_redis_does() {
+    let mut redis = Process::start_redis().unwrap_or_else(|error| panic!("{error}"));
+    let mut links = [redis.connect(), InProcess::new(1).connect()];
+    let commands = [
+        "GET k",
+        "MGET k m k",
+        "STRLEN k",
+        "GETRANGE k 0 1",
+        "LCS k m",
+        "GETEX k",
+        "GETEX k PERSIST",
+        "GETDEL k",
+        "GETSET k v",
+        "SET k v",
+        "SET k v GET",
+        "SET k v XX",
+        "SETNX k v",
+        "APPEND k v",
+        "SETRANGE k 0 v",
+        "INCR k",
+        "INCRBYFLOAT k 1",
+        "EXISTS k m",
+        "TOUCH k m",
+        "TYPE k",
+        "TTL k",
+        "PTTL k",
+        "EXPIRETIME k",
+        "PEXPIRETIME k",
+        "EXPIRE k 100000",
+        "PERSIST k",
+        "RENAME k n",
+        "RENAMENX k n",
+        "COPY k n",
+        "DEL k m",
+        "UNLINK k",
+        "MSET k v",
+        "MSETNX k v",
+        "OBJECT ENCODING k",
+        "OBJECT REFCOUNT k",
+        "OBJECT IDLETIME k",
+        "OBJECT FREQ k",
+        "KEYS *",
+        "RANDOMKEY",
+        "DBSIZE",
+        "SCAN 0",
+        "WATCH k",
+        "MEMORY USAGE k",
+        "DEBUG OBJECT k",
+    ];
+    for present in [true, false] {
+        for command in commands {
+            let words: Vec<&str> = command.split(' ').collect();
+            let [redis, millrace] = [0, 1].map(|at| {
+                let link = &mut *links[at];
+                ask(link, &["FLUSHALL"]);
+                if present {
+                    ask(link, &["SET", "k", "5"]);
+                }
+                ask(link, &["CONFIG", "RESETSTAT"]);
+                ask(link, &words);
+                let info = ask(link, &["INFO", "stats"]);
+                let text = String::from_utf8_lossy(info.bytes().expect("INFO is a string")).into_owned();
+                let line = |name: &str| text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+                [line("keyspace_hits:"), line("keyspace_misses:")]
+            });
+            assert_eq!(millrace, redis, "{command} with k {}", if present { "present" } else { "absent" });
+        }
+    }
 }
 
 fn commands() -> usize {

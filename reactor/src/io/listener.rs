@@ -98,7 +98,7 @@ impl Listener {
     /// replaced; a living one, or a file that is no socket, is an error.
     pub fn unix(path: &Path, transport: Transport, options: ListenOptions) -> Result<Self, ListenError> {
         let target = Target::Unix(path.to_path_buf());
-        let result = || -> io::Result<(Socket, SocketFile)> {
+        let attempt = || -> io::Result<(Socket, SocketFile)> {
             let address = SockAddr::unix(path)?;
             remove_stale(path, &address)?;
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -106,7 +106,17 @@ impl Listener {
             let file = SocketFile::new(path)?;
             socket.listen(options.backlog.try_into().unwrap_or(i32::MAX))?;
             Ok((socket, file))
-        }();
+        };
+        // The ring of a server that was killed answers for a moment after the process is gone.
+        let deadline = Instant::now() + TAKEN_PATIENCE;
+        let result = loop {
+            match attempt() {
+                Err(error) if is_taken(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(TAKEN_PAUSE);
+                }
+                result => break result,
+            }
+        };
         match result {
             Ok((socket, file)) => Ok(Self { socket, transport, address: target, _file: Some(file) }),
             Err(error) => Err(ListenError::new(&target, error)),
@@ -409,6 +419,23 @@ mod tests {
         drop(listener);
         assert!(path.exists());
         drop(other);
+    }
+
+    /// The kernel takes a killed server's ring apart some time after the process is gone.
+    #[test]
+    fn a_socket_whose_server_is_dying_is_waited_for() {
+        let scratch = Scratch::new("unix-dying");
+        let path = scratch.0.join("s");
+        let dying = UnixListener::bind(&path).unwrap();
+        let address = SockAddr::unix(&path).unwrap();
+        assert!(is_taken(&remove_stale(&path, &address).unwrap_err()));
+        let place = path.clone();
+        let waiting =
+            std::thread::spawn(move || Listener::unix(&place, Transport::Resp, ListenOptions::default()));
+        std::thread::sleep(3 * TAKEN_PAUSE);
+        drop(dying);
+        let _listener = waiting.join().unwrap().unwrap();
+        UnixStream::connect(&path).unwrap();
     }
 
     #[test]

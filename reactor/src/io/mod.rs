@@ -23,5 +23,5 @@ pub mod memory;
 pub mod probe;
 pub mod ring;
 pub mod stop;
-pub(crate) mod sys;
+pub mod sys;
 pub mod uring;

@@ -14,6 +14,18 @@ pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Lets large buffers go back to the system when they are freed. By itself glibc takes the size of the largest
+/// mapping freed so far for the size of what is worth keeping, and after a storm of large replies it keeps
+/// what they took, a gigabyte or more, for ever.
+pub fn return_large_buffers() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers; both parameters may be set at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
+    }
+}
+
 /// A counter descriptor that is readable while it is not zero. Non-blocking, closed on exec.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor returned is new and nobody else's.

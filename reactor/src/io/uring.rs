@@ -3,9 +3,9 @@
 //!
 //! Ownership, on which every `SAFETY` here rests: a buffer being sent lies in its connection's `send` field
 //! from the push until the send's completion; a connection's slot is not freed, and its descriptor not closed,
-//! before the completions of its receive and its send were taken; receive memory belongs to [`BufferRing`] or
-//! to the connection's `own_buffer`, and neither moves. Dropping the driver drops the ring first, which cancels
-//! and waits.
+//! before the completions of its receive, its send and its FIN were taken; receive memory belongs to
+//! [`BufferRing`] or to the connection's `own_buffer`, and neither moves. Dropping the driver drops the ring
+//! first, which cancels and waits.
 //!
 //! A completion names its operation, slot and generation in `user_data`, so that one that comes late for a
 //! slot in its next life is recognised and ignored.
@@ -87,7 +87,9 @@ enum Kind {
     Stop,
     /// The timer behind [`SILENCE_SPAN`].
     Sweep,
-    /// Cancellations and shutdowns: their own results say nothing we need.
+    /// FIN on a descriptor in the ring's table.
+    FinishSend,
+    /// Cancellations: their own results say nothing we need.
     Other,
 }
 
@@ -102,6 +104,7 @@ impl Kind {
             6 => Kind::Close,
             7 => Kind::Stop,
             8 => Kind::Sweep,
+            9 => Kind::FinishSend,
             _ => Kind::Other,
         }
     }
@@ -129,7 +132,7 @@ enum State {
     Installing,
     Connecting,
     Open,
-    /// Waits for the completions of its receive and send.
+    /// Waits for the completions of its receive, its send and its FIN.
     Closing,
     /// The close itself is in flight.
     ClosePushed,
@@ -144,6 +147,8 @@ struct Connection {
     receive_paused: bool,
     /// End of stream or an error was seen: never armed again.
     receive_ended: bool,
+    /// A `FinishSend` is in flight.
+    finishing: bool,
     /// Listed in `suspects`.
     suspected: bool,
     /// Something came since the last sweep.
@@ -274,6 +279,7 @@ impl UringDriver {
                     receive_armed: false,
                     receive_paused: false,
                     receive_ended: false,
+                    finishing: false,
                     suspected: false,
                     heard: false,
                     listener: 0,
@@ -288,7 +294,10 @@ impl UringDriver {
         };
         let connection = &mut self.connections[slot as usize];
         debug_assert!(
-            connection.state == State::Free && !connection.receive_armed && connection.send.is_none()
+            connection.state == State::Free
+                && !connection.receive_armed
+                && connection.send.is_none()
+                && !connection.finishing
         );
         connection.state = state;
         connection.receive_paused = false;
@@ -424,7 +433,8 @@ impl UringDriver {
     /// Goes on closing: cancels what is in flight, or pushes the close where nothing is.
     fn advance_close(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        if connection.state != State::Closing || connection.receive_armed || connection.send.is_some() {
+        let busy = connection.receive_armed || connection.send.is_some() || connection.finishing;
+        if connection.state != State::Closing || busy {
             return;
         }
         connection.state = State::ClosePushed;
@@ -727,6 +737,11 @@ impl UringDriver {
             Kind::Send => self.on_send(slot as usize, completion.result),
             Kind::Install => self.on_install(slot, completion.result),
             Kind::Connect => self.on_connect(slot as usize, completion.result),
+            Kind::FinishSend => {
+                self.connections[slot as usize].finishing = false;
+                self.advance_close(slot as usize);
+                Step::Nothing
+            }
             Kind::Close => {
                 let id = self.id(slot);
                 self.release(slot);
@@ -843,14 +858,25 @@ impl Driver for UringDriver {
                 if self.connections[slot].state != State::Open {
                     return;
                 }
-                let entry = match self.connections[slot].descriptor {
-                    Descriptor::Plain(fd) => opcode::Shutdown::new(types::Fd(fd), libc::SHUT_WR).build(),
-                    Descriptor::Direct(index) => {
-                        opcode::Shutdown::new(types::Fixed(index), libc::SHUT_WR).build()
+                // The kernel hands every shutdown to a worker, which looks the descriptor up when it gets to
+                // it: closed meanwhile, its number may be another client's, whose replies would end.
+                match self.connections[slot].descriptor {
+                    // So not through the ring, which costs more besides.
+                    Descriptor::Plain(fd) => {
+                        // SAFETY: no pointers; the descriptor is open.
+                        unsafe { libc::shutdown(fd, libc::SHUT_WR) };
                     }
-                    Descriptor::None => return,
-                };
-                self.push(entry.user_data(user_data(Kind::Other, 0, 0)));
+                    // A number of the ring's table only the ring understands: the close waits.
+                    Descriptor::Direct(index) => {
+                        let connection = &mut self.connections[slot];
+                        if !std::mem::replace(&mut connection.finishing, true) {
+                            let tag = user_data(Kind::FinishSend, slot as u32, connection.generation);
+                            let entry = opcode::Shutdown::new(types::Fixed(index), libc::SHUT_WR).build();
+                            self.push(entry.user_data(tag));
+                        }
+                    }
+                    Descriptor::None => {}
+                }
             }
             Operation::Close { connection } => {
                 if let Some(slot) = self.live(connection) {

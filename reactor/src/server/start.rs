@@ -236,6 +236,10 @@ fn start_shard(launch: &Launch, config: &Config, stop: &StopSignal) -> Result<Sh
         probe::check_uring(&launch.uring).map_err(StartError::Ring)?;
     }
     let listeners = open_listeners(launch).map_err(StartError::Listen)?;
+    if listeners.is_empty() {
+        let text = "this machine has none of the addresses in bind: nothing would listen";
+        return Err(StartError::Setting(text.into()));
+    }
     let places: Vec<Place> = listeners.iter().map(Place::of).collect();
     let mut config = config.clone();
     config.io = launch.io.to_string();

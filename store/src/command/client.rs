@@ -436,8 +436,7 @@ fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
     let multi = if in_exec { session.executing as i64 } else { multi };
     let pending = session.input.len() - session.input_start.min(session.input.len());
     let total = size_of::<Session>() + session.buffer_bytes();
-    let last_command = COMMANDS.get(usize::from(session.last_command)).map_or("NULL", |command| command.name);
-    let command = if in_exec { "exec" } else { last_command };
+    let command = COMMANDS.get(usize::from(session.last_command)).map_or("NULL", |command| command.name);
     let names = session.names.as_deref();
     out.extend_from_slice(
         format!(

@@ -210,7 +210,8 @@ fn get_keys(call: &mut Call<'_>, with_flags: bool) {
     let Some(command) = super::resolve(&inner) else {
         return reply!(call).error("ERR Invalid command specified");
     };
-    if command.key_specs.is_empty() {
+    // Shard channels are hashed like keys but are none.
+    if command.key_specs.iter().all(|spec| spec.flags.contains(&"not_key")) {
         return reply!(call).error("ERR The command has no key arguments");
     }
     if !command.accepts(inner.len()) {

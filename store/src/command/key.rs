@@ -10,7 +10,7 @@ use super::{Call, c_string, integer, is_word, reply};
 use crate::config::Config;
 use crate::eviction::EvictionPolicy;
 use crate::glob;
-use crate::keyspace::{Encoding, Expiry};
+use crate::keyspace::{Encoding, Expiry, Keyspace};
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::Args;
 use alloc::borrow::ToOwned;
@@ -39,7 +39,9 @@ pub fn unlink(call: &mut Call<'_>) {
 pub fn exists(call: &mut Call<'_>) {
     let mut found = 0;
     for_each_key(call, 1, |call, at, hash| {
-        found += i64::from(call.engine.keyspace.peek(call.args.at(at), hash, call.now).is_some());
+        let exists = call.engine.keyspace.peek(call.args.at(at), hash, call.now).is_some();
+        count_lookup(&mut call.engine.keyspace, exists);
+        found += i64::from(exists);
     });
     reply!(call).integer(found);
 }
@@ -48,7 +50,9 @@ pub fn exists(call: &mut Call<'_>) {
 pub fn touch(call: &mut Call<'_>) {
     let mut found = 0;
     for_each_key(call, 1, |call, at, hash| {
-        found += i64::from(call.engine.keyspace.touch(call.args.at(at), hash, call.now));
+        let exists = call.engine.keyspace.touch(call.args.at(at), hash, call.now);
+        count_lookup(&mut call.engine.keyspace, exists);
+        found += i64::from(exists);
     });
     reply!(call).integer(found);
 }
@@ -57,6 +61,7 @@ pub fn touch(call: &mut Call<'_>) {
 pub fn type_of(call: &mut Call<'_>) {
     let hash = call.hash(1);
     let found = call.engine.keyspace.peek(call.args.at(1), hash, call.now).is_some();
+    count_lookup(&mut call.engine.keyspace, found);
     reply!(call).simple(if found { "string" } else { "none" });
 }
 
@@ -74,6 +79,14 @@ pub fn randomkey(call: &mut Call<'_>) {
         Some(key) => reply.bulk(&key),
         None => reply.null(),
     }
+}
+
+/// Counts a lookup as a hit or a miss where the keyspace does not: so does Redis for commands that ask about a key
+/// and not for its value.
+fn count_lookup(keyspace: &mut Keyspace, found: bool) {
+    let stats = keyspace.stats_mut();
+    stats.hits += u64::from(found);
+    stats.misses += u64::from(!found);
 }
 
 // ------------------------------------------------------------------------------------------------ names
@@ -330,8 +343,9 @@ pub fn pexpiretime(call: &mut Call<'_>) {
 
 fn ttl_with(call: &mut Call<'_>, unit: Unit, base: Base) {
     let hash = call.hash(1);
-    let entry = call.engine.keyspace.peek(call.args.at(1), hash, call.now);
-    let answer = match entry.map(|entry| entry.expires_at) {
+    let expiry = call.engine.keyspace.peek(call.args.at(1), hash, call.now).map(|entry| entry.expires_at);
+    count_lookup(&mut call.engine.keyspace, expiry.is_some());
+    let answer = match expiry {
         None => -2,
         Some(None) => -1,
         Some(Some(expires_at)) => {
@@ -394,6 +408,7 @@ pub fn scan(call: &mut Call<'_>) {
     reply.bulk(itoa::Buffer::new().format(next).as_bytes());
     reply.array(count);
     reply.raw(&found);
+    call.output_full();
 }
 
 struct ScanOptions<'a> {
@@ -463,10 +478,12 @@ fn insert_array_header(output: &mut Vec<u8>, start: usize, count: usize) {
 /// `OBJECT ENCODING key`
 pub fn object_encoding(call: &mut Call<'_>) {
     let hash = call.hash(2);
-    let mut reply = reply!(call);
-    match call.engine.keyspace.peek(call.args.at(2), hash, call.now) {
-        Some(entry) => reply.bulk(encoding_name(entry.value, entry.encoding).as_bytes()),
-        None => reply.null(),
+    let entry = call.engine.keyspace.peek(call.args.at(2), hash, call.now);
+    let name = entry.map(|entry| encoding_name(entry.value, entry.encoding));
+    count_lookup(&mut call.engine.keyspace, name.is_some());
+    match name {
+        Some(name) => reply!(call).bulk(name.as_bytes()),
+        None => reply!(call).null(),
     }
 }
 
@@ -489,15 +506,16 @@ pub fn object_refcount(call: &mut Call<'_>) {
     let config = &call.engine.config;
     let needs_access_time = is_lru(config.maxmemory_policy) || is_lfu(config.maxmemory_policy);
     let shares = config.maxmemory == 0 || !needs_access_time;
-    let mut reply = reply!(call);
-    match call.engine.keyspace.peek(call.args.at(2), hash, call.now) {
-        Some(entry) => {
-            let shared = shares
-                && entry.encoding == Encoding::Auto
-                && integer(entry.value).is_some_and(|value| (0..SHARED_INTEGERS).contains(&value));
-            reply.integer(if shared { i64::from(i32::MAX) } else { 1 });
-        }
-        None => reply.null(),
+    let is_shared = call.engine.keyspace.peek(call.args.at(2), hash, call.now).map(|entry| {
+        shares
+            && entry.encoding == Encoding::Auto
+            && integer(entry.value).is_some_and(|value| (0..SHARED_INTEGERS).contains(&value))
+    });
+    count_lookup(&mut call.engine.keyspace, is_shared.is_some());
+    match is_shared {
+        Some(true) => reply!(call).integer(i64::from(i32::MAX)),
+        Some(false) => reply!(call).integer(1),
+        None => reply!(call).null(),
     }
 }
 
@@ -506,6 +524,7 @@ pub fn object_idletime(call: &mut Call<'_>) {
     let hash = call.hash(2);
     let counts_frequency = is_lfu(call.engine.config.maxmemory_policy);
     let idle = call.engine.keyspace.idle_seconds(call.args.at(2), hash, call.now);
+    count_lookup(&mut call.engine.keyspace, idle.is_some());
     let mut reply = reply!(call);
     match idle {
         None => reply.null(),
@@ -522,6 +541,7 @@ pub fn object_freq(call: &mut Call<'_>) {
     let hash = call.hash(2);
     let counts_frequency = is_lfu(call.engine.config.maxmemory_policy);
     let found = call.engine.keyspace.peek(call.args.at(2), hash, call.now).is_some();
+    count_lookup(&mut call.engine.keyspace, found);
     let frequency = call.engine.keyspace.frequency(call.args.at(2), hash, call.now);
     let mut reply = reply!(call);
     if !found {

@@ -299,6 +299,8 @@ pub(crate) fn execute_resolved(
 ) -> Outcome {
     let start = session.output.len();
     let silence = session.reply_mode;
+    // Also of what is refused or queued: CLIENT LIST shows what was sent last.
+    session.last_command = command.map_or(u16::MAX, |command| command.id);
     let gate = match command {
         None => {
             reject_unknown(shared, session, &args);
@@ -334,7 +336,6 @@ pub(crate) fn execute_resolved(
 pub(crate) fn call(call: &mut Call<'_>) {
     let command = call.command;
     let start = call.session.output.len();
-    call.session.last_command = command.id;
     if command.is_timed() || call.engine.times_everything {
         let started = call.clock.monotonic();
         let stalled = call.engine.stalled;

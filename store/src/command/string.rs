@@ -292,6 +292,7 @@ pub fn getex(call: &mut Call<'_>) {
     let hash = call.hash(1);
     let key = call.args.at(1);
     let keyspace = &mut call.engine.keyspace;
+    let reply_start = call.session.output.len();
     let mut reply = reply!(call);
     let Some(entry) = keyspace.get(key, hash, call.now) else {
         return reply.null(); // even before the expiry time is looked at
@@ -301,9 +302,8 @@ pub fn getex(call: &mut Call<'_>) {
         Err(refusal) => return reply.error(&refusal),
     };
     reply.bulk(entry.value);
-    let absolute = matches!(options.ttl, Ttl::Given { base: Base::Epoch, .. });
     let outcome = match (options.ttl, expiry) {
-        (Ttl::Given { .. }, Expiry::At(at)) if absolute && at <= call.now.unix_ms() => {
+        (Ttl::Given { base: Base::Epoch, .. }, Expiry::At(at)) if at <= call.now.unix_ms() => {
             keyspace.remove(key, hash, call.now);
             return;
         }
@@ -311,7 +311,10 @@ pub fn getex(call: &mut Call<'_>) {
         (Ttl::Persist, _) if had_expiry => keyspace.set_expiry(key, hash, None, call.now),
         _ => return,
     };
-    debug_assert!(outcome.is_ok_and(|found| found), "changing the expiry of a key just read");
+    if let Err(error) = outcome {
+        call.session.output.truncate(reply_start);
+        refuse(call, store_error(error));
+    }
 }
 
 /// `INCR key`

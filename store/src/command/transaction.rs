@@ -82,7 +82,6 @@ pub fn exec(call: &mut Call<'_>) {
         }
     }
     call.session.executing = 0;
-    call.session.last_command = call.command.id;
 }
 
 /// `WATCH key [key …]`

@@ -379,6 +379,22 @@ fn words_of_http_end_the_connection_without_a_word() {
     }
 }
 
+/// Turning on without end, to evict what the policy may not touch, would take a whole core.
+#[test]
+fn a_full_server_with_nothing_to_evict_sleeps() {
+    for policy in ["noeviction", "volatile-lru", "volatile-ttl", "volatile-random", "volatile-lfu"] {
+        let mut engine = engine_with(&[("maxmemory-policy", policy)]);
+        let client = connect(&mut engine, 0);
+        assert_eq!(ask(&mut engine, client, b"SET kept for-ever\r\n"), b"+OK\r\n");
+        assert_eq!(ask(&mut engine, client, b"CONFIG SET maxmemory 1\r\n"), b"+OK\r\n");
+        for _ in 0..100 {
+            engine.finish_turn(NOW);
+        }
+        assert!(engine.poll_timeout(NOW).is_none_or(|wait| wait >= Nanos(100_000_000)), "{policy}");
+        assert_eq!(ask(&mut engine, client, b"GET kept\r\n"), b"$8\r\nfor-ever\r\n", "{policy}");
+    }
+}
+
 #[test]
 fn memory_is_bounded_by_refusing_or_by_evicting() {
     let fill = |policy: &str| {
@@ -440,6 +456,32 @@ fn silent_clients_are_closed_after_the_timeout_but_listeners_are_not() {
     engine.finish_turn(later);
     let asked = actions(&mut engine);
     assert!(asked.contains(&Action::Abort(silent)) && !asked.contains(&Action::Abort(listener)));
+}
+
+/// Whoever leaves without taking its replies would else hold them, and its place, for ever.
+#[test]
+fn a_client_that_leaves_and_never_reads_is_closed_after_the_timeout() {
+    let mut engine = engine_with(&[("timeout", "5")]);
+    let client = connect(&mut engine, 0);
+    engine.handle_receive(client, b"PING\r\nQUIT\r\n", NOW, &Steps::of(1));
+    assert!(engine.take_output(client).is_some(), "which stays on its way");
+    let later = Now { monotonic: Nanos(NOW.monotonic.0 + 6_000_000_000), ..NOW };
+    engine.finish_turn(later);
+    assert!(actions(&mut engine).contains(&Action::Abort(client)));
+}
+
+#[test]
+fn of_many_silent_clients_each_is_looked_at_within_a_second() {
+    let mut engine = engine_with(&[("timeout", "5")]);
+    let clients: Vec<ConnectionId> = (0..5000).map(|slot| connect(&mut engine, slot)).collect();
+    let mut now = Now { monotonic: Nanos(NOW.monotonic.0 + 6_000_000_000), ..NOW };
+    let end = now.monotonic.0 + 1_000_000_000;
+    while now.monotonic.0 < end {
+        engine.finish_turn(now);
+        now.monotonic.0 += engine.poll_timeout(now).map_or(u64::MAX / 4, |wait| wait.0.max(1));
+    }
+    let aborted = actions(&mut engine).iter().filter(|action| matches!(action, Action::Abort(_))).count();
+    assert_eq!(aborted, clients.len());
 }
 
 #[test]

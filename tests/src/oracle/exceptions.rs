@@ -216,30 +216,36 @@ fn same_shape(redis: &Value, millrace: &Value) -> bool {
     }
 }
 
-/// Per line the same fields in the same order, and the same values where they do not depend on the machine.
-/// Only the first line is certain to be the same client on both sides when there is one.
+/// Line by line the same fields in the same order, and the same values where they do not depend on the machine.
+/// A connection that is being closed (flag c) may still be there or not.
 fn same_client_lines(redis: &Value, millrace: &Value) -> bool {
-    let fields = |reply: &Value| -> Option<Vec<Vec<(String, String)>>> {
+    type Line = Vec<(String, String)>;
+    let lines = |reply: &Value| -> Option<Vec<Line>> {
         let text = String::from_utf8_lossy(reply.bytes()?).into_owned();
         let text = text.strip_prefix("txt:").unwrap_or(&text).to_owned();
         let pair =
             |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        text.lines().map(|line| line.split(' ').map(pair).collect()).collect()
+        let lines: Option<Vec<Line>> = text.lines().map(|line| line.split(' ').map(pair).collect()).collect();
+        let is_closing =
+            |line: &Line| line.iter().any(|(name, value)| name == "flags" && value.contains('c'));
+        lines.map(|lines| lines.into_iter().filter(|line| !is_closing(line)).collect())
     };
-    let (Some(redis), Some(millrace)) = (fields(redis), fields(millrace)) else {
+    let (Some(redis), Some(millrace)) = (lines(redis), lines(millrace)) else {
         return false;
     };
-    let same = ["name", "db", "sub", "psub", "ssub", "multi", "cmd", "user", "redir", "resp"];
+    let same = ["name", "db", "sub", "psub", "ssub", "cmd", "user", "redir", "resp"];
+    // How many commands are queued is not compared: Redis stops counting as soon as a watched key changes.
+    let is_in_multi = |line: &Line| line.iter().any(|(name, value)| name == "multi" && value != "-1");
+    let is_same =
+        |a: &(String, String), b: &(String, String)| a.0 == b.0 && (a.1 == b.1 || !same.contains(&&*a.0));
     redis.len() == millrace.len()
         && redis.iter().zip(&millrace).all(|(redis, millrace)| {
-            let names =
-                |line: &[(String, String)]| line.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-            let (redis, millrace) = (names(redis), names(millrace));
-            let more = millrace.strip_prefix(&redis[..]);
-            more.is_some_and(|more| more.is_empty() || more == ["lib-name", "lib-ver"])
+            let more: Vec<&str> = millrace.iter().skip(redis.len()).map(|(name, _)| &**name).collect();
+            redis.len() <= millrace.len()
+                && redis.iter().zip(millrace).all(|(a, b)| is_same(a, b))
+                && is_in_multi(redis) == is_in_multi(millrace)
+                && (more.is_empty() || more == ["lib-name", "lib-ver"])
         })
-        && (redis.len() != 1
-            || redis[0].iter().zip(&millrace[0]).all(|(a, b)| !same.contains(&&*a.0) || a.1 == b.1))
 }
 
 fn has_sections_of(redis: &Value, millrace: &Value) -> bool {

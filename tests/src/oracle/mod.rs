@@ -579,6 +579,18 @@ fn receive_until(link: &mut dyn Link, is_complete: &dyn Fn(&[u8]) -> bool) -> (V
     (bytes, Received::Bytes)
 }
 
+/// One command on an otherwise silent link, and its reply.
+pub fn ask(link: &mut dyn Link, words: &[&str]) -> Value {
+    let mut bytes = Vec::new();
+    Command::new(words.iter().map(|word| word.as_bytes().to_vec()).collect()).encode(&mut bytes);
+    link.send(&bytes);
+    let (bytes, end) = receive_until(link, &|bytes| Value::parse(bytes) != Err(Unparsed::Incomplete));
+    match Value::parse(&bytes) {
+        Ok((value, _)) => value,
+        Err(error) => panic!("{words:?}: {error:?}, {end:?} after {}", show_tail(&bytes)),
+    }
+}
+
 /// All keys by SCAN, sorted; each may be returned more than once.
 fn scan(link: &mut dyn Link, options: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, String> {
     let mut keys = Vec::new();

@@ -90,8 +90,8 @@ impl Value {
         ];
         match self {
             Value::Items(b'>', _) => true,
-            Value::Items(b'*', items) => {
-                items.first().and_then(Value::bytes).is_some_and(|word| WORDS.contains(&word))
+            Value::Items(b'*', items) if matches!(items.len(), 3 | 4) => {
+                items[0].bytes().is_some_and(|word| WORDS.contains(&word))
             }
             _ => false,
         }
