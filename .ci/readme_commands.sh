@@ -11,6 +11,14 @@ begun=$SECONDS
 cargo build --release --locked -p loadgen -p reactor
 echo "release build: $((SECONDS - begun)) s"
 
+# As typed, only elsewhere: a table on stdout, JSON and a page on disk.
+cargo run --release -p loadgen -- --results "$scratch/results" >"$scratch/table"
+cat "$scratch/table"
+grep -q 'CPU/request' "$scratch/table"
+ls "$scratch"/results/*-demo/report.json "$scratch"/results/*-demo/report.html
+python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["runs"]) == 2' "$scratch"/results/*-demo/report.json
+echo "cargo run --release -p loadgen: drives the embedded server and writes its report"
+
 cargo run --release -p reactor -- --port 0 --http-port 0 >"$scratch/ready" &
 server=$!
 for _ in $(seq 200); do

@@ -15,7 +15,7 @@ use std::time::Duration;
 /// Without a command: the demonstration. It starts a Millrace server on one core, drives it from another, prints
 /// a table and writes a report below results/.
 ///
-/// Exit code: 0 the run is VALID or SUSPECT, 1 it failed or is INVALID, 2 wrong usage.
+/// Exit code: 0 the run is VALID or SUSPECT (the demonstration: it was carried out), 1 it failed or is INVALID, 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {

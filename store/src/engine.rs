@@ -37,6 +37,7 @@ pub const HIGH_WATER: usize = 1 << 20;
 
 /// Commands parsed ahead.
 const BATCH: usize = 64;
+const _: () = assert!(BATCH <= u64::BITS as usize, "a batch is a word of flags");
 
 /// Arguments parsed ahead: more end the batch, so that one that has to be parsed again costs little.
 const BATCH_ARGUMENTS: usize = 4096;
@@ -892,10 +893,18 @@ impl Batch {
             }
         }
         if self.commands.len() > 1 {
-            for planned in &self.commands {
+            let mut away = 0u64;
+            for (index, planned) in self.commands.iter().enumerate() {
                 if let Some(hash) = planned.first_key_hash {
-                    shared.keyspace.prefetch_record(hash);
+                    away |= u64::from(shared.keyspace.prefetch_record(hash)) << index;
                 }
+            }
+            while away != 0 {
+                let index = away.trailing_zeros() as usize;
+                if let Some(hash) = self.commands[index].first_key_hash {
+                    shared.keyspace.prefetch_away(hash);
+                }
+                away &= away - 1;
             }
         }
         stop

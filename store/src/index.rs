@@ -499,9 +499,10 @@ impl Index {
         prefetch_line(self.bucket(piece.bucket_id(home_of(hash, piece.buckets()))));
     }
 
-    /// Tells `prefetch` of the offsets that may be the entry's; the home bucket should be near by now.
+    /// Tells `prefetch` of the offsets that may be the entry's; the home bucket should be near by now. True: the entry
+    /// is not at home, its alternative bucket is being fetched, and [`prefetch_away`](Self::prefetch_away) can go on.
     #[inline(always)]
-    pub fn prefetch_records(&self, hash: u64, mut prefetch: impl FnMut(Offset)) {
+    pub fn prefetch_records(&self, hash: u64, mut prefetch: impl FnMut(Offset)) -> bool {
         let piece = &self.pieces[self.piece_number(hash) as usize];
         let tag = tag_of(hash);
         let home = home_of(hash, piece.buckets());
@@ -509,8 +510,23 @@ impl Index {
         let mut candidates = bucket.matches(tag);
         if candidates == 0 && bucket.away() != 0 {
             prefetch_line(self.bucket(piece.bucket_id(alternative(home, tag, piece.buckets()))));
-            return;
+            return true;
         }
+        while candidates != 0 {
+            prefetch(bucket.offsets[candidates.trailing_zeros() as usize]);
+            candidates &= candidates - 1;
+        }
+        false
+    }
+
+    /// The same for an entry that is away from home, once its alternative bucket is likely to be near.
+    #[inline]
+    pub fn prefetch_away(&self, hash: u64, mut prefetch: impl FnMut(Offset)) {
+        let piece = &self.pieces[self.piece_number(hash) as usize];
+        let tag = tag_of(hash);
+        let away = alternative(home_of(hash, piece.buckets()), tag, piece.buckets());
+        let bucket = self.bucket(piece.bucket_id(away));
+        let mut candidates = bucket.matches(tag);
         while candidates != 0 {
             prefetch(bucket.offsets[candidates.trailing_zeros() as usize]);
             candidates &= candidates - 1;

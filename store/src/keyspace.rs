@@ -275,10 +275,17 @@ impl Keyspace {
         self.index.prefetch(hash.0);
     }
 
-    /// Second step, once the bucket is likely to be near: fetches the record.
+    /// Second step, once the bucket is likely to be near: fetches the record. True: the key is not in its home
+    /// bucket, and [`prefetch_away`](Self::prefetch_away) is worth a third step.
     #[inline]
-    pub fn prefetch_record(&self, hash: KeyHash) {
-        self.index.prefetch_records(hash.0, |offset| self.arena.prefetch(offset));
+    pub fn prefetch_record(&self, hash: KeyHash) -> bool {
+        self.index.prefetch_records(hash.0, |offset| self.arena.prefetch(offset))
+    }
+
+    /// Third step, for the few keys away from home.
+    #[inline]
+    pub fn prefetch_away(&self, hash: KeyHash) {
+        self.index.prefetch_away(hash.0, |offset| self.arena.prefetch(offset));
     }
 
     // ---- lookups ----------------------------------------------------------------------------------------

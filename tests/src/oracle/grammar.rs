@@ -284,14 +284,18 @@ impl Grammar {
         let at = self.random.below(command.args.len());
         let has_expiry = WITH_EXPIRY.contains(&&*command.name());
         match self.random.below(6) {
-            0 if command.args.len() > 1 => {
-                command.args.remove(at.max(1));
+            0 if command.args.len() > 2 => {
+                command.args.remove(at.max(1 + usize::from(has_expiry)));
             }
             1 => {
                 let junk = self.junk();
                 command.args.insert(at.max(1), junk);
             }
-            2 if at > usize::from(has_expiry) => command.args[at] = self.junk(),
+            2 if at > usize::from(has_expiry) => {
+                let junk = self.junk();
+                let is_time = std::str::from_utf8(&junk).is_ok_and(|text| text.parse::<u64>().is_ok());
+                command.args[at] = if has_expiry && is_time { b"junk".to_vec() } else { junk };
+            }
             3 => {
                 let copy = command.args[at.max(1).min(command.args.len() - 1)].clone();
                 command.args.push(copy);
@@ -934,7 +938,6 @@ impl Grammar {
             &["LATENCY", "NOSUCH"],
             &["DEBUG", "SLEEP", "0"],
             &["DEBUG", "OBJECT", "nosuch"],
-            &["DEBUG", "SET-ACTIVE-EXPIRE", "0"],
             &["LASTSAVE"],
             &["ROLE"],
             &["WAIT", "0", "0"],
@@ -968,11 +971,14 @@ impl Grammar {
                 words!["CONFIG", "SET", "maxmemory-policy", "noeviction"],
             ],
             1 => {
-                // It also describes what has expired and nobody has looked at since.
+                // This and MEMORY USAGE also see what has expired and nobody has looked at since.
                 let key = self.key();
                 vec![words!["EXISTS", key], words!["DEBUG", "OBJECT", key]]
             }
-            2 => vec![words!["MEMORY", "USAGE", self.key()]],
+            2 => {
+                let key = self.key();
+                vec![words!["EXISTS", key], words!["MEMORY", "USAGE", key]]
+            }
             3 => vec![
                 words!["CLIENT", "REPLY", "OFF"],
                 words!["INCR", self.key()],
