@@ -11,6 +11,7 @@
 //! thread touches [`RESERVE`] segments ahead and the shard takes those. When it takes them faster than they
 //! are made, it maps its own as before: late is better than refused.
 
+use crate::cpu;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -18,7 +19,7 @@ use std::thread::JoinHandle;
 use store::arena::SegmentSource;
 
 /// Segments of one huge page that stand ready.
-const RESERVE: usize = 4;
+const RESERVE: usize = 8;
 
 /// What huge pages measure here and what segments are aligned to.
 const HUGE_PAGE: usize = 2 << 20;
@@ -37,14 +38,23 @@ pub struct MmapSource {
 }
 
 impl MmapSource {
-    /// A source that has given nothing yet. Its helper thread may run where the calling thread may: make the
-    /// source before the shard is pinned.
+    /// A source that has given nothing yet. Its helper thread may run where the calling thread may.
     pub fn new() -> Self {
+        Self::with_helper_on(None)
+    }
+
+    /// The same with the helper on one core: not the shard's, where each of its turns would be a scheduler's
+    /// slice of waiting for the shard.
+    pub fn with_helper_on(core: Option<usize>) -> Self {
         let shelf = Arc::new(Shelf::default());
         let stocked = shelf.clone();
+        let work = move || {
+            // Refused, it runs wherever the scheduler likes.
+            let _ = core.map(cpu::pin_to);
+            stocked.keep_stocked();
+        };
         // Without a helper (a limit on threads) everything works, only not ahead of time.
-        let helper =
-            std::thread::Builder::new().name("segments".into()).spawn(move || stocked.keep_stocked()).ok();
+        let helper = std::thread::Builder::new().name("segments".into()).spawn(work).ok();
         Self { shelf, helper, segments: BTreeMap::new(), mapped_bytes: 0 }
     }
 

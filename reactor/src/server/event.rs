@@ -67,6 +67,19 @@ pub enum Event<'a> {
     StopRequested,
 }
 
+impl Event<'_> {
+    /// About how much work an event can be, in bytes of input.
+    #[inline]
+    pub fn weight(&self) -> usize {
+        match self {
+            Event::Received { bytes, .. } => 128 + bytes.len(),
+            // A connection that waited for this goes on with what it kept.
+            Event::Sent { buffer, .. } => 128 + buffer.len() / 16,
+            _ => 128,
+        }
+    }
+}
+
 /// Something to do, handed to the driver.
 #[derive(Debug)]
 pub enum Operation {

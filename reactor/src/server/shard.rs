@@ -12,6 +12,12 @@ use std::time::Duration;
 use store::metrics::Metrics;
 use store::time::{Clock, Nanos, Now};
 
+/// When a turn has lasted this long it ends, and what else has arrived waits for the next: replies of the first
+/// connections do not wait for the growth of the index that the last ones cause, and background work gets its turn.
+const TURN_BUDGET: Nanos = Nanos(400_000);
+/// Bytes of input, or their worth in events, between two looks at the clock within a turn.
+const BUDGET_CHECK_BYTES: usize = 4096;
+
 /// How often the process' own memory and CPU time are read for INFO and `/metrics`.
 const USAGE_INTERVAL: Nanos = Nanos(200_000_000);
 
@@ -27,8 +33,16 @@ pub fn run<D: Driver>(mut driver: D, mut pipeline: Pipeline, mut clock: SystemCl
             usage_read = now.monotonic;
             copy_usage(pipeline.engine_mut().metrics_mut());
         }
+        let mut unchecked = 0;
         while let Some(event) = driver.next_event() {
+            unchecked += event.weight();
             pipeline.handle(event, now, &clock);
+            if unchecked >= BUDGET_CHECK_BYTES {
+                unchecked = 0;
+                if clock.monotonic().since(now.monotonic) > TURN_BUDGET {
+                    break;
+                }
+            }
         }
         pipeline.finish_turn(now);
         let stall = pipeline.take_stall();

@@ -258,7 +258,10 @@ fn start_shard(launch: &Launch, config: &Config, stop: &StopSignal) -> Result<Sh
         stop: stop.clone(),
         seeds: seeds()?,
         // Made here and not on the pinned thread, whose core its helper must not share.
-        memory: MmapSource::new(),
+        memory: MmapSource::with_helper_on(match launch.pin[..] {
+            [] => None,
+            [..] => cpu::allowed_cores().into_iter().find(|core| !launch.pin.contains(core)),
+        }),
     };
     let (tell, told) = sync_channel(1);
     let thread = Builder::new()
