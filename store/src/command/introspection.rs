@@ -6,7 +6,6 @@ use crate::glob;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::Args;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// The commands without their subcommands.
@@ -342,8 +341,8 @@ pub fn acl_cat(call: &mut Call<'_>) {
                 COMMANDS.iter().filter(|command| command.categories() & bit != 0).map(|c| c.name).collect()
             }
             None => {
-                let shown = String::from_utf8_lossy(c_string(name, usize::MAX)).into_owned();
-                return reply!(call).error(&format!("ERR Unknown category '{shown}'"));
+                let text = [b"ERR Unknown category '", c_string(name, usize::MAX), b"'"].concat();
+                return reply!(call).error_bytes(&text);
             }
         },
     };
