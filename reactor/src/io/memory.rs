@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use store::arena::SegmentSource;
 
 /// Segments of one huge page that stand ready.
-const RESERVE: usize = 8;
+const RESERVE: usize = 4;
 
 /// What huge pages measure here and what segments are aligned to.
 const HUGE_PAGE: usize = 2 << 20;

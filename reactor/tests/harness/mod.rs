@@ -61,7 +61,17 @@ impl Server {
             value.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name} in: {ready}"))
         };
         let (resp, http) = (address("resp="), address("http="));
-        Server { pid: child.id(), child: Mutex::new(child), resp, http, folder, _turn: turn }
+        let server = Server { pid: child.id(), child: Mutex::new(child), resp, http, folder, _turn: turn };
+        // Segments are made ready behind the start: a bound on memory counts from when they are.
+        eventually(|| server.helper_sleeps(), || "the helper that makes segments ready never rests".into());
+        server
+    }
+
+    /// The thread named `segments` waits (proc(5), stat: the state follows the name in brackets).
+    fn helper_sleeps(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server lives");
+        let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        stats.into_iter().any(|stat| stat.contains("(segments) S"))
     }
 
     /// A new connection to the RESP port.
