@@ -102,6 +102,8 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
         "memory" => {
             let used = shared.used_memory();
             let stats = shared.keyspace.stats();
+            // First of all that start so: redis-cli --stat takes the first.
+            line("used_memory", &used);
             line("used_memory_human", &human(used));
             line("used_memory_rss_human", &human(shared.metrics.process_resident_bytes));
             line("used_memory_peak_human", &human(shared.metrics.used_memory_peak.max(used)));
