@@ -33,6 +33,7 @@ on_both_drivers!(
     http_words_close_a_resp_connection,
     slow_clients_are_served,
     too_many_clients_are_told_so,
+    a_killed_client_sees_its_end_before_the_killer_hears_of_it,
     stopping_answers_what_was_asked_and_frees_the_port,
 );
 
@@ -115,6 +116,25 @@ fn a_subscriber_that_does_not_read_is_cut(io: &str) {
     assert_eq!(other.info("client_output_buffer_limit_disconnections"), counted + 1);
     drop(deaf);
     server.resident_falls_below(before + 32 * MIB);
+    server.stop();
+}
+
+/// phpredis looks whether its connection still lives before it sends, and reconnects by itself if not. Killed over
+/// io_uring it sometimes found it alive, and then lost its command: the end came a turn after the killer's reply.
+fn a_killed_client_sees_its_end_before_the_killer_hears_of_it(io: &str) {
+    let server = Server::start(io, &[]);
+    let mut killer = server.client();
+    for round in 0..200 {
+        let mut victim = server.client();
+        let id = victim.call_integer(&[b"CLIENT", b"ID"]).to_string();
+        assert_eq!(killer.call_integer(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]), 1);
+        victim.stream.set_nonblocking(true).unwrap();
+        match victim.stream.peek(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            alive => panic!("round {round}: the killed client finds {alive:?}"),
+        }
+    }
     server.stop();
 }
 

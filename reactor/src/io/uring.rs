@@ -463,6 +463,12 @@ impl UringDriver {
         connection.state = State::Closing;
         let generation = connection.generation;
         let (receiving, sending) = (connection.receive_armed, connection.send.is_some());
+        if let (Descriptor::Plain(fd), false) = (connection.descriptor, connection.receive_ended) {
+            // The peer shall see its end before anyone hears of it, as after Redis' CLIENT KILL: the close itself
+            // waits for cancellations and comes a turn later than the killer's reply.
+            // SAFETY: no pointers; the descriptor is open.
+            unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+        }
         if receiving {
             self.cancel(user_data(Kind::Receive, slot as u32, generation));
         }

@@ -69,6 +69,10 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
     let mut line = |field: &str, value: &dyn core::fmt::Display| {
         let _ = write!(out, "{field}:{value}\r\n");
     };
+    // Those of the table come first: redis-cli --stat takes the first field that starts with `used_memory`.
+    for metric in METRICS.iter().filter(|metric| metric.info.0 == name) {
+        line(metric.info.1, &(metric.get)(shared));
+    }
     let seconds = |us: u64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     match name {
         "server" => {
@@ -102,8 +106,6 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
         "memory" => {
             let used = shared.used_memory();
             let stats = shared.keyspace.stats();
-            // First of all that start so: redis-cli --stat takes the first.
-            line("used_memory", &used);
             line("used_memory_human", &human(used));
             line("used_memory_rss_human", &human(shared.metrics.process_resident_bytes));
             line("used_memory_peak_human", &human(shared.metrics.used_memory_peak.max(used)));
@@ -192,8 +194,5 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
         }
         _ => {}
-    }
-    for metric in METRICS.iter().filter(|metric| metric.info.0 == name) {
-        line(metric.info.1, &(metric.get)(shared));
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of the engine: what a connection sees, cut, batched, paused and refused.
+
 use super::*;
 use crate::arena::HeapSource;
 use crate::command::COMMANDS;
@@ -607,6 +609,21 @@ fn every_metric_is_in_the_prometheus_text_with_its_type() {
     assert!(out.contains("millrace_command_calls_total{command=\"set\"} 1\n"), "{out}");
     assert!(out.contains("millrace_errors_total{code=\"ERR\"} 1\n"));
     assert!(out.contains("millrace_keys 1\n"));
+}
+
+/// redis-cli --stat shows the first field that starts with `used_memory`: behind `used_memory_human` it showed 0B. And
+/// the quick mend for that gave the field twice.
+#[test]
+fn info_memory_starts_with_the_plain_figure_and_names_no_field_twice() {
+    let mut engine = engine();
+    let connection = connect(&mut engine, 0);
+    let info = text(&ask(&mut engine, connection, b"SET a b EX 100\r\nINFO everything\r\n"));
+    let fields: Vec<&str> = info.lines().filter_map(|line| Some(line.split_once(':')?.0)).collect();
+    let first = fields.iter().find(|field| field.starts_with("used_memory"));
+    assert_eq!(first, Some(&"used_memory"), "{info}");
+    for field in &fields {
+        assert_eq!(fields.iter().filter(|other| *other == field).count(), 1, "{field} in {info}");
+    }
 }
 
 #[test]
