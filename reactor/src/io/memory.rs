@@ -8,18 +8,32 @@
 //!
 //! The first touch of a huge page is the kernel's moment to find and zero it: 0.7 ms, and 7 ms where the host
 //! has never backed that memory. On the shard's thread this alone would break the bound on a turn, so a helper
-//! thread touches [`RESERVE`] segments ahead and the shard takes those. When it takes them faster than they
-//! are made, it maps its own as before: late is better than refused.
+//! thread touches segments ahead and the shard takes those: a few, and more while they are taken quickly
+//! ([`Shelf::keep_stocked`]).
+//!
+//! When the shard takes them faster than they are made, it gets one on ordinary pages, which cost microseconds at a
+//! time. And it must not call `mmap` for it: that waits for the lock the helper's touching holds, 5 ms each time. So
+//! address space is reserved at the start, for huge pages and for ordinary ones, and given out from there.
 
 use crate::cpu;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use store::arena::SegmentSource;
 
-/// Segments of one huge page that stand ready.
-const RESERVE: usize = 4;
+/// Segments of one huge page that stand ready where hardly any are taken.
+const RESERVE_MIN: usize = 2;
+/// And where many are.
+const RESERVE_MAX: usize = 16;
+/// When none was taken for so long, the reserve shrinks to the least.
+const RESERVE_LEASE: Duration = Duration::from_millis(500);
+
+/// Address space reserved for each kind of page: what the arena and its index can ever use. Where a limit forbids
+/// that (`ulimit -v`), as much as there is, and beyond it segments are mapped one by one.
+const SPACE_MAX: usize = 64 << 30;
+const SPACE_MIN: usize = 1 << 30;
 
 /// What huge pages measure here and what segments are aligned to.
 const HUGE_PAGE: usize = 2 << 20;
@@ -31,6 +45,8 @@ const PAGE: usize = 4096;
 pub struct MmapSource {
     shelf: Arc<Shelf>,
     helper: Option<JoinHandle<()>>,
+    /// Segments on ordinary pages, for when the shelf is empty.
+    ordinary: Space,
     /// Address and mapped bytes of every segment given out. Without it a slice that was never ours could be
     /// handed to `release`, from safe code, and be unmapped.
     segments: BTreeMap<usize, usize>,
@@ -46,7 +62,7 @@ impl MmapSource {
     /// The same with the helper on one core: not the shard's, where each of its turns would be a scheduler's
     /// slice of waiting for the shard.
     pub fn with_helper_on(core: Option<usize>) -> Self {
-        let shelf = Arc::new(Shelf::default());
+        let shelf = Arc::new(Shelf::new());
         let stocked = shelf.clone();
         let work = move || {
             // Refused, it runs wherever the scheduler likes.
@@ -55,7 +71,8 @@ impl MmapSource {
         };
         // Without a helper (a limit on threads) everything works, only not ahead of time.
         let helper = std::thread::Builder::new().name("segments".into()).spawn(work).ok();
-        Self { shelf, helper, segments: BTreeMap::new(), mapped_bytes: 0 }
+        let ordinary = Space::reserve(Pages::Ordinary);
+        Self { shelf, helper, ordinary, segments: BTreeMap::new(), mapped_bytes: 0 }
     }
 
     /// Bytes given out and not released.
@@ -67,11 +84,12 @@ impl MmapSource {
 impl SegmentSource for MmapSource {
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]> {
         let length = bytes.checked_next_multiple_of(PAGE).filter(|&length| length > 0)?;
-        let ready = if length == HUGE_PAGE { self.shelf.take() } else { None };
-        let address = ready.or_else(|| map_aligned(length))?;
+        let ready =
+            if length == HUGE_PAGE { self.shelf.take().or_else(|| self.ordinary.take()) } else { None };
+        let address = ready.or_else(|| map_aligned(length, Pages::Ordinary))?;
         self.segments.insert(address.as_ptr().addr(), length);
         self.mapped_bytes += length;
-        // SAFETY: `map_aligned` returned `length` >= `bytes` bytes, zeroed, readable and writable, that
+        // SAFETY: whichever it came from returned `length` >= `bytes` bytes, zeroed, readable and writable, that
         // nothing else refers to; they stay mapped until `release` gets the only reference back.
         Some(unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) })
     }
@@ -81,7 +99,13 @@ impl SegmentSource for MmapSource {
         let length = self.segments.remove(&address.addr()).expect("a segment of this source");
         assert!(memory.len() <= length && length - memory.len() < PAGE, "a whole segment comes back");
         self.mapped_bytes -= length;
-        unmap(address, length);
+        if self.ordinary.owns(address) {
+            self.ordinary.give_back(address);
+        } else if self.shelf.owns(address) {
+            self.shelf.give_back(address);
+        } else {
+            unmap(address, length);
+        }
     }
 }
 
@@ -99,51 +123,152 @@ impl Drop for MmapSource {
             // It cannot panic; if it could, the segments it made would only stay mapped.
             let _ = helper.join();
         }
-        for address in self.shelf.state().ready.drain(..) {
-            unmap(address as *mut u8, HUGE_PAGE);
+    }
+}
+
+/// What a mapping asks the kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    Ordinary,
+    Huge,
+}
+
+/// Reserved address space, given out in pieces of one huge page. A piece that nobody has holds no memory.
+#[derive(Debug)]
+struct Space {
+    base: usize,
+    bytes: usize,
+    /// Pieces before it have been given out at least once.
+    used: usize,
+    free: Vec<usize>,
+}
+
+impl Space {
+    /// Reserves as much as there is; nothing where that is too little to be worth it.
+    fn reserve(pages: Pages) -> Space {
+        let mut bytes = SPACE_MAX;
+        while bytes >= SPACE_MIN {
+            if let Some(base) = map_aligned(bytes, pages) {
+                return Space { base: base.as_ptr().addr(), bytes, used: 0, free: Vec::new() };
+            }
+            bytes /= 2;
+        }
+        Space { base: 0, bytes: 0, used: 0, free: Vec::new() }
+    }
+
+    fn owns(&self, address: *mut u8) -> bool {
+        (self.base..self.base + self.bytes).contains(&address.addr())
+    }
+
+    fn take(&mut self) -> Option<NonNull<u8>> {
+        if let Some(address) = self.free.pop() {
+            return NonNull::new(address as *mut u8);
+        }
+        let address = self.base + self.used;
+        if self.used + HUGE_PAGE > self.bytes {
+            return None;
+        }
+        self.used += HUGE_PAGE;
+        NonNull::new(address as *mut u8)
+    }
+
+    /// Takes a piece back; its memory goes to the machine, so that it is zero when it is given out again.
+    fn give_back(&mut self, address: *mut u8) {
+        assert!(self.owns(address) && address.addr().is_multiple_of(HUGE_PAGE), "a piece of this space");
+        // SAFETY: a whole piece of our own mapping, to which the caller gave up the only reference.
+        let result = unsafe { libc::madvise(address.cast(), HUGE_PAGE, libc::MADV_DONTNEED) };
+        assert_eq!(result, 0, "madvise: {}", std::io::Error::last_os_error());
+        self.free.push(address.addr());
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            unmap(self.base as *mut u8, self.bytes);
         }
     }
 }
 
 /// What the helper has made and the shard has not taken.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shelf {
     state: Mutex<ShelfState>,
     changed: Condvar,
+    /// The bounds of `state.space`, which never change.
+    space: std::ops::Range<usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ShelfState {
-    /// Addresses of mapped, touched, zeroed huge pages that nobody else knows.
+    space: Space,
+    /// Addresses of touched, zeroed huge pages that nobody else knows.
     ready: Vec<usize>,
+    /// How many shall be.
+    wanted: usize,
+    /// Segments taken, ever.
+    taken: u64,
     closed: bool,
 }
 
 impl Shelf {
+    fn new() -> Shelf {
+        let space = Space::reserve(Pages::Huge);
+        let bounds = space.base..space.base + space.bytes;
+        let state = ShelfState { space, ready: Vec::new(), wanted: RESERVE_MIN, taken: 0, closed: false };
+        Shelf { state: Mutex::new(state), changed: Condvar::new(), space: bounds }
+    }
+
     fn state(&self) -> MutexGuard<'_, ShelfState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn owns(&self, address: *mut u8) -> bool {
+        self.space.contains(&address.addr())
+    }
+
+    fn give_back(&self, address: *mut u8) {
+        self.state().space.give_back(address);
+    }
+
     fn take(&self) -> Option<NonNull<u8>> {
-        let taken = self.state().ready.pop();
+        let mut state = self.state();
+        let taken = state.ready.pop();
+        state.taken += 1;
+        if state.ready.len() < state.wanted / 2 + 1 {
+            state.wanted = (state.wanted * 2).min(RESERVE_MAX);
+        }
+        drop(state);
         self.changed.notify_one();
         NonNull::new(taken? as *mut u8)
     }
 
+    /// The helper's life: keeps the shelf as full as it shall be, and gives back what a quiet time leaves over.
     fn keep_stocked(&self) {
-        loop {
-            let state = self.state();
-            let enough = |state: &mut ShelfState| !state.closed && state.ready.len() >= RESERVE;
-            let state =
-                self.changed.wait_while(state, enough).unwrap_or_else(|poisoned| poisoned.into_inner());
-            if state.closed {
-                return;
+        let mut seen = 0;
+        let mut state = self.state();
+        while !state.closed {
+            if state.ready.len() < state.wanted {
+                let Some(address) = state.space.take() else { return };
+                drop(state);
+                touch(address, HUGE_PAGE);
+                state = self.state();
+                state.ready.push(address.as_ptr().addr());
+            } else if state.wanted == RESERVE_MIN {
+                state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            } else {
+                let waited = self.changed.wait_timeout(state, RESERVE_LEASE);
+                state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                if state.taken == seen && !state.closed {
+                    state.wanted = RESERVE_MIN;
+                    while state.ready.len() > RESERVE_MIN
+                        && let Some(address) = state.ready.pop()
+                    {
+                        state.space.give_back(address as *mut u8);
+                    }
+                }
+                seen = state.taken;
             }
-            drop(state);
-            let Some(address) = map_aligned(HUGE_PAGE) else { return };
-            touch(address, HUGE_PAGE);
-            let mut state = self.state();
-            state.ready.push(address.as_ptr().addr());
         }
     }
 }
@@ -162,7 +287,7 @@ fn touch(address: NonNull<u8>, length: usize) {
 }
 
 /// Maps `length` bytes; on a huge-page boundary if they fill at least one.
-fn map_aligned(length: usize) -> Option<NonNull<u8>> {
+fn map_aligned(length: usize, pages: Pages) -> Option<NonNull<u8>> {
     if length < HUGE_PAGE {
         return map(length);
     }
@@ -181,7 +306,8 @@ fn map_aligned(length: usize) -> Option<NonNull<u8>> {
             unmap(segment.add(length), tail);
         }
         // Advice only: EINVAL on a kernel without transparent huge pages changes nothing.
-        libc::madvise(segment.cast(), length, libc::MADV_HUGEPAGE);
+        let advice = if pages == Pages::Huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        libc::madvise(segment.cast(), length, advice);
         segment
     };
     NonNull::new(segment)
@@ -247,7 +373,7 @@ mod tests {
         let mut source = MmapSource::new();
         let wait_until_stocked = |source: &MmapSource| {
             let begun = std::time::Instant::now();
-            while source.shelf.state().ready.len() < RESERVE {
+            while source.shelf.state().ready.len() < RESERVE_MIN {
                 assert!(begun.elapsed().as_secs() < 20, "the helper does not stock the shelf");
                 std::thread::yield_now();
             }
@@ -260,6 +386,32 @@ mod tests {
         wait_until_stocked(&source);
         source.release(segment);
         assert_eq!(source.mapped_bytes(), 0);
+    }
+
+    /// The helper once held the lock that `mmap` needs while it touched a page, and the shard, finding the shelf empty,
+    /// waited 5 ms for it: whole segments now come from address space that is reserved, however fast they are taken.
+    #[test]
+    fn segments_taken_too_fast_come_from_reserved_space() {
+        let mut source = MmapSource::new();
+        let segments: Vec<_> = (0..64).map(|_| source.allocate(HUGE_PAGE).unwrap()).collect();
+        let reserved = |address| source.ordinary.owns(address) || source.shelf.owns(address);
+        assert!(segments.iter().all(|segment| reserved(segment.as_ptr().cast_mut())));
+        assert!(segments.iter().any(|segment| source.ordinary.owns(segment.as_ptr().cast_mut())));
+        assert!(source.shelf.state().wanted > RESERVE_MIN, "the reserve grows with the demand");
+        for segment in segments {
+            segment.fill(3);
+            source.release(segment);
+        }
+        assert_eq!(source.mapped_bytes(), 0);
+        let again = source.allocate(HUGE_PAGE).unwrap();
+        assert!(again.iter().all(|&byte| byte == 0));
+        source.release(again);
+        let begun = std::time::Instant::now();
+        while source.shelf.state().wanted > RESERVE_MIN {
+            assert!(begun.elapsed().as_secs() < 20, "the reserve does not shrink");
+            std::thread::yield_now();
+        }
+        assert!(source.shelf.state().ready.len() <= RESERVE_MIN);
     }
 
     #[test]
