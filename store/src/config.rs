@@ -272,6 +272,7 @@ settings! {
     tcp_keepalive: u32 = "tcp-keepalive", Kind::Integer { min: 0, max: 2_147_483_647 }, "300", mutable, "Seconds between probes of a silent peer; 0: none.";
     databases: u32 = "databases", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Number of databases; there is one.";
     shards: u32 = "shards", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Threads that each own a part of the keys; one for now.";
+    hop_queue: u32 = "hop-queue", Kind::Integer { min: 1, max: 1_048_576 }, "1024", fixed, "Messages that may be on their way from one shard to another.";
     pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards, such as 0 or 0,2; empty: not pinned.";
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
     durability: String = "durability", Kind::Choice(&["off"]), "off", fixed, "What an acknowledged write survives; off: a crash takes it.";

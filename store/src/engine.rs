@@ -26,14 +26,19 @@ use crate::protocol::reply::Reply;
 use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
 use crate::pubsub::{self, PubSub, Space};
 use crate::session::{ConnectionId, Peer, ReplyMode, Session, Sessions, Transport};
+use crate::shards::{Fleet, Message, Place, Totals};
 use crate::slowlog::{LatencyMonitor, SlowLog};
 use crate::time::{Clock, Nanos, Now};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// Unsent output above which a session's input waits.
 pub const HIGH_WATER: usize = 1 << 20;
+
+/// Input of a connection that waits for other shards, above which it is asked for no more.
+const KEPT_INPUT_MAX: usize = 64 * 1024;
 
 /// Commands parsed ahead.
 const BATCH: usize = 64;
@@ -177,6 +182,10 @@ pub struct Shared {
     /// Whether quick commands are timed one by one too: the slow log wants to know of microseconds.
     pub(crate) times_everything: bool,
     pub(crate) pool: BufferPool,
+    /// The other shards.
+    pub fleet: Fleet,
+    /// There are others: see [`crate::shards::route`].
+    pub(crate) is_sharded: bool,
     /// Sessions that wait for CLIENT UNPAUSE.
     pub(crate) postponed: Vec<ConnectionId>,
     next_client_id: u64,
@@ -192,15 +201,25 @@ impl Shared {
         (self.keyspace.used_bytes() + self.buffer_bytes) as u64
     }
 
-    /// Evicts until there is room; `false`: there is none to be made.
+    /// The same of the whole server.
+    pub fn used_memory_everywhere(&self) -> u64 {
+        if !self.is_sharded {
+            return self.used_memory();
+        }
+        let (place, totals) = (self.fleet.place.index, &self.fleet.totals);
+        self.used_memory() + totals.used_elsewhere(place)
+    }
+
+    /// Evicts until there is room; `false`: there is none to be made. The limit is the whole server's; a shard evicts its
+    /// own keys, and while it has none, it has no room either.
     pub(crate) fn make_room(&mut self, now: Now) -> bool {
         let limit = self.config.maxmemory;
-        if limit == 0 || self.used_memory() <= limit {
+        if limit == 0 || self.used_memory_everywhere() <= limit {
             return true;
         }
         self.metrics.used_memory_peak = self.metrics.used_memory_peak.max(self.used_memory());
         for _ in 0..EVICTIONS_PER_COMMAND {
-            if self.used_memory() <= limit {
+            if self.used_memory_everywhere() <= limit {
                 return true;
             }
             if self.config.maxmemory_policy == EvictionPolicy::NoEviction
@@ -210,7 +229,15 @@ impl Shared {
             }
         }
         // Like Redis, a command that has paid its share goes on; but a flood must not run away.
-        self.used_memory() <= limit + limit / 4
+        self.used_memory_everywhere() <= limit + limit / 4
+    }
+
+    /// Says what the other shards may look at.
+    pub(crate) fn publish_totals(&self) {
+        if self.is_sharded {
+            let (place, used) = (self.fleet.place.index, self.used_memory());
+            self.fleet.totals.publish(place, self.clients, used, self.subscribers);
+        }
     }
 
     /// Recomputes what depends on settings. Call it after changing them.
@@ -342,7 +369,8 @@ impl Shared {
 
     #[inline]
     fn queue_flush(&mut self, session: &mut Session) {
-        if !session.flush_queued && !session.output.is_empty() {
+        let waits = session.has_holes && !Self::holds_too_much(session);
+        if !session.flush_queued && !session.output.is_empty() && !waits {
             session.flush_queued = true;
             self.actions.push_back(Action::Flush(session.connection));
         }
@@ -360,7 +388,10 @@ impl Shared {
 
     /// After anything happened to a session: what the driver has to know of it.
     #[inline]
-    fn settle(&mut self, session: &mut Session) {
+    pub(crate) fn settle(&mut self, session: &mut Session) {
+        if self.is_sharded && session.lanes.is_some() {
+            self.send_hops(session);
+        }
         if session.is_exceptional() {
             self.settle_exceptions(session);
         }
@@ -374,6 +405,15 @@ impl Shared {
         self.charge(session);
     }
 
+    /// [`settle`](Self::settle), where the time is known: replies before a missing one are then held for a moment only.
+    #[inline]
+    pub(crate) fn settle_at(&mut self, session: &mut Session, now: Now) {
+        if session.has_holes {
+            self.hold(session, now);
+        }
+        self.settle(session);
+    }
+
     /// The part of [`settle`](Self::settle) for a session that waits, waited, or ends, and for HTTP.
     #[inline(never)]
     fn settle_exceptions(&mut self, session: &mut Session) {
@@ -384,6 +424,7 @@ impl Shared {
         let wants_pause = !session.closing
             && (session.paused_output
                 || session.paused_client
+                || (session.paused_hops && session.input.len() > KEPT_INPUT_MAX)
                 || (session.http.is_some() && http::is_paused(session)));
         if wants_pause != session.receive_paused {
             session.receive_paused = wants_pause;
@@ -394,7 +435,8 @@ impl Shared {
                 Action::ResumeReceive(connection)
             });
         }
-        if session.closing && !session.close_queued && !session.aborted {
+        let answered = !session.has_holes && !session.gathers;
+        if session.closing && !session.close_queued && !session.aborted && answered {
             session.close_queued = true;
             // Its last words leave first.
             self.queue_flush(session);
@@ -455,21 +497,49 @@ impl Clock for StandingClock {
 
 /// One shard.
 pub struct Engine {
-    shared: Shared,
+    /// `None` while it is lent to another shard.
+    pub(crate) shared: Option<Box<Shared>>,
+    /// What other shards said meanwhile, or while the shard stood still.
+    pub(crate) deferred: VecDeque<(usize, Message)>,
+    /// The shard stands still (DEBUG SLEEP).
+    pub(crate) stalled: bool,
     batch: Batch,
     /// The background work has more to do at once.
     busy: bool,
 }
 
+/// The shard, which must be at home.
+macro_rules! at_home {
+    ($engine:expr) => {
+        $engine.shared.as_deref_mut().expect(LENT)
+    };
+}
+
+const LENT: &str = "a shard that is lent does nothing but wait";
+
 impl Engine {
     /// A shard without data and without sessions.
     pub fn new(config: Config, seeds: Seeds, source: Box<dyn SegmentSource>, now: Now) -> Engine {
+        Engine::with_place(config, seeds, source, now, Place::default(), Totals::new(1))
+    }
+
+    /// One of several shards. All have the same settings and the same seed for hashes.
+    pub fn with_place(
+        config: Config,
+        seeds: Seeds,
+        source: Box<dyn SegmentSource>,
+        now: Now,
+        place: Place,
+        totals: Arc<Totals>,
+    ) -> Engine {
         let options = KeyspaceOptions {
             hash_seed: seeds.hash,
             random_seed: seeds.random,
             ..KeyspaceOptions::default()
         };
-        let mut shared = Shared {
+        let mut shared = Box::new(Shared {
+            fleet: Fleet::new(place, totals, config.hop_queue as usize),
+            is_sharded: !place.is_alone(),
             keyspace: Keyspace::new(options, source),
             config,
             metrics: Metrics::default(),
@@ -497,15 +567,23 @@ impl Engine {
             next_client_id: 1,
             timeout_scan: 0,
             receivers: Vec::new(),
-        };
+        });
         shared.settings_changed(now);
-        Engine { shared, batch: Batch::default(), busy: false }
+        Engine {
+            shared: Some(shared),
+            deferred: VecDeque::new(),
+            stalled: false,
+            batch: Batch::default(),
+            busy: false,
+        }
     }
 
     /// A connection was accepted.
     pub fn handle_connect(&mut self, connection: ConnectionId, peer: Peer, now: Now) {
-        let shared = &mut self.shared;
-        let id = shared.next_client_id;
+        let shared = at_home!(self);
+        // Every shard has numbers of its own.
+        let place = shared.fleet.place;
+        let id = (shared.next_client_id - 1) * place.count as u64 + place.index as u64 + 1;
         shared.next_client_id += 1;
         shared.metrics.connections_received += 1;
         let is_http = peer.transport == Transport::Http;
@@ -514,7 +592,9 @@ impl Engine {
         if is_http {
             session.http = Some(Box::default());
         }
-        if shared.clients >= shared.config.maxclients as usize {
+        let elsewhere =
+            if shared.is_sharded { shared.fleet.totals.clients_elsewhere(place.index) } else { 0 };
+        if shared.clients + elsewhere >= shared.config.maxclients as usize {
             shared.metrics.connections_rejected += 1;
             session.left = true;
             session.closing = true;
@@ -526,6 +606,7 @@ impl Engine {
         } else {
             shared.clients += 1;
             session.closing = shared.shutting_down;
+            shared.publish_totals();
         }
         shared.settle(&mut session);
         shared.sessions.insert(session);
@@ -533,94 +614,111 @@ impl Engine {
 
     /// Bytes arrived.
     pub fn handle_receive(&mut self, connection: ConnectionId, bytes: &[u8], now: Now, clock: &dyn Clock) {
-        let Some(mut session) = self.shared.sessions.take(connection) else { return };
-        self.shared.metrics.input_bytes += bytes.len() as u64;
+        let shared = at_home!(self);
+        let Some(mut session) = shared.sessions.take(connection) else { return };
+        shared.metrics.input_bytes += bytes.len() as u64;
         if !session.closing {
             session.last_interaction = now.monotonic;
             if session.http.is_some() {
-                http::handle_receive(&mut self.shared, &mut session, bytes, now, clock);
+                http::handle_receive(shared, &mut session, bytes, now, clock);
             } else {
                 self.receive_resp(&mut session, bytes, now, clock);
             }
         }
-        self.shared.settle(&mut session);
-        self.shared.sessions.insert(session);
+        let shared = at_home!(self);
+        shared.settle_at(&mut session, now);
+        shared.sessions.insert(session);
     }
 
     /// The peer will send nothing more: what is complete is answered, then the connection closes.
     pub fn handle_receive_end(&mut self, connection: ConnectionId, _now: Now) {
-        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        let Some(mut session) = at_home!(self).sessions.take(connection) else { return };
         session.input_ended = true;
         if session.http.is_some() && !session.closing {
             http::handle_receive_end(&mut session);
-        } else if !session.paused_output && !session.paused_client {
+        } else if !session.waits() {
             session.closing = true;
         }
-        self.shared.settle(&mut session);
-        self.shared.sessions.insert(session);
+        at_home!(self).settle(&mut session);
+        at_home!(self).sessions.insert(session);
     }
 
     /// The connection is gone.
     pub fn handle_disconnect(&mut self, connection: ConnectionId, _now: Now) {
-        let Some(mut session) = self.shared.sessions.take(connection) else { return };
-        self.shared.leave(&mut session);
-        self.shared.buffer_bytes -= session.charged;
-        self.shared.pool.give(core::mem::take(&mut session.output));
+        let Some(mut session) = at_home!(self).sessions.take(connection) else { return };
+        at_home!(self).leave(&mut session);
+        at_home!(self).buffer_bytes -= session.charged;
+        at_home!(self).pool.give(core::mem::take(&mut session.output));
     }
 
     /// All that the session has to send; the caller owns it until [`handle_sent`](Self::handle_sent).
     pub fn take_output(&mut self, connection: ConnectionId) -> Option<Vec<u8>> {
-        let session = self.shared.sessions.get_mut(connection)?;
+        let session = at_home!(self).sessions.get_mut(connection)?;
         session.flush_queued = false;
         if session.output.is_empty() || session.aborted {
             return None;
         }
-        let output = core::mem::take(&mut session.output);
+        let mut output = core::mem::take(&mut session.output);
+        if let Some(at) = session.lanes.as_ref().and_then(|lanes| lanes.first_hole()) {
+            session.output = output.split_off(at);
+            if let Some(lanes) = &mut session.lanes {
+                lanes.shift(at);
+            }
+            if output.is_empty() {
+                return None;
+            }
+        }
         session.in_flight += output.len();
-        self.shared.metrics.output_bytes += output.len() as u64;
+        at_home!(self).metrics.output_bytes += output.len() as u64;
         Some(output)
     }
 
     /// What [`take_output`](Self::take_output) gave was sent; the buffer comes back.
     pub fn handle_sent(&mut self, connection: ConnectionId, buffer: Vec<u8>, now: Now, clock: &dyn Clock) {
-        self.shared.pool.give(buffer);
-        match self.shared.sessions.get_mut(connection) {
+        let shared = at_home!(self);
+        shared.pool.give(buffer);
+        match shared.sessions.get_mut(connection) {
             None => return,
             Some(session) => {
                 session.in_flight = 0;
                 session.last_interaction = now.monotonic;
                 if !session.is_exceptional() && session.output.is_empty() {
                     let bytes = session.buffer_bytes();
-                    self.shared.buffer_bytes = self.shared.buffer_bytes - session.charged + bytes;
+                    shared.buffer_bytes = shared.buffer_bytes - session.charged + bytes;
                     session.charged = bytes;
                     return;
                 }
             }
         }
-        let Some(mut session) = self.shared.sessions.take(connection) else { return };
+        let Some(mut session) = at_home!(self).sessions.take(connection) else { return };
         if session.http.is_some() {
             if !session.closing {
-                http::resume(&mut self.shared, &mut session, now, clock);
+                http::resume(at_home!(self), &mut session, now, clock);
             }
         } else if session.paused_output && session.unsent() < HIGH_WATER && !session.closing {
             session.paused_output = false;
-            self.run_kept(&mut session, now, clock);
+            if !session.waits() {
+                self.run_kept(&mut session, now, clock);
+            }
         }
-        self.shared.settle(&mut session);
-        self.shared.sessions.insert(session);
+        at_home!(self).settle_at(&mut session, now);
+        at_home!(self).sessions.insert(session);
     }
 
     /// Background work, a bounded amount: expiry, eviction, compaction, silent clients, the end of a pause.
     pub fn finish_turn(&mut self, now: Now) {
-        let shared = &mut self.shared;
+        if at_home!(self).is_sharded {
+            self.tend_fleet(now, &StandingClock(now.monotonic));
+        }
+        let shared = at_home!(self);
         self.busy = shared.expires_actively && shared.keyspace.expire_some(now, EXPIRE_BUDGET);
         if shared.config.maxmemory > 0
             && shared.config.maxmemory_policy != EvictionPolicy::NoEviction
-            && shared.used_memory() > shared.config.maxmemory
+            && shared.used_memory_everywhere() > shared.config.maxmemory
         {
             shared.make_room(now);
             // Where the policy finds nothing to evict, turning on would find nothing either.
-            self.busy |= shared.used_memory() > shared.config.maxmemory
+            self.busy |= shared.used_memory_everywhere() > shared.config.maxmemory
                 && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
@@ -640,7 +738,7 @@ impl Engine {
     /// The next thing for the driver to do.
     #[inline]
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.shared.actions.pop_front()
+        self.shared.as_mut()?.actions.pop_front()
     }
 
     /// How long nothing needs to be done if nothing happens; `None`: for ever.
@@ -648,70 +746,71 @@ impl Engine {
         if self.busy {
             return Some(Nanos(0));
         }
-        let shared = &self.shared;
+        let shared = self.shared();
         let pause = shared.pause.until.map(|until| until.since(now.monotonic));
         // Often enough that every client is looked at once a second.
         let scans = shared.sessions.slots().div_ceil(TIMEOUT_SCAN).max(1) as u64;
         let silence = shared.config.timeout > 0 && shared.clients > 0;
         let silence = silence.then_some(Nanos(1_000_000_000 / scans));
         let expiry = if shared.expires_actively { shared.keyspace.next_expiry_check(now) } else { None };
-        [expiry, pause, silence].into_iter().flatten().min()
+        let held = shared.fleet.traffic.held_until().map(|until| until.since(now.monotonic));
+        [expiry, pause, silence, held].into_iter().flatten().min()
     }
 
     /// The server is to stop: nothing more is executed, what is answered is sent.
     pub fn begin_shutdown(&mut self, _now: Now) {
-        self.shared.shutting_down = true;
-        for slot in 0..self.shared.sessions.slots() {
-            let Some(connection) = self.shared.sessions.at(slot).map(|session| session.connection) else {
+        at_home!(self).shutting_down = true;
+        for slot in 0..at_home!(self).sessions.slots() {
+            let Some(connection) = at_home!(self).sessions.at(slot).map(|session| session.connection) else {
                 continue;
             };
-            if let Some(mut session) = self.shared.sessions.take(connection) {
+            if let Some(mut session) = at_home!(self).sessions.take(connection) {
                 session.closing = true;
-                self.shared.settle(&mut session);
-                self.shared.sessions.insert(session);
+                at_home!(self).settle(&mut session);
+                at_home!(self).sessions.insert(session);
             }
         }
     }
 
     /// The counters, for the driver's own.
     pub fn metrics_mut(&mut self) -> &mut Metrics {
-        &mut self.shared.metrics
+        &mut self.shared_mut().metrics
     }
 
     /// The settings.
     pub fn config(&self) -> &Config {
-        &self.shared.config
+        &self.shared().config
     }
 
     /// Everything but the sessions' input, for tools and tests.
     pub fn shared(&self) -> &Shared {
-        &self.shared
+        self.shared.as_deref().expect(LENT)
     }
 
     /// As [`shared`](Self::shared).
     pub fn shared_mut(&mut self) -> &mut Shared {
-        &mut self.shared
+        at_home!(self)
     }
 
     #[inline]
     fn receive_resp(&mut self, session: &mut Session, bytes: &[u8], now: Now, clock: &dyn Clock) {
         if session.output.capacity() == 0 {
-            session.output = self.shared.pool.take();
+            session.output = at_home!(self).pool.take();
         }
-        let waits = session.paused_output || session.paused_client;
+        let waits = session.waits();
         if session.input.is_empty() && !waits {
             let done = self.run(session, bytes, 0, now, clock);
             if done < bytes.len() && !session.closing {
-                session.input = self.shared.pool.take();
+                session.input = at_home!(self).pool.take();
                 session.input.extend_from_slice(&bytes[done..]);
                 session.input_start = 0;
             }
             return;
         }
         session.input.extend_from_slice(bytes);
-        if session.input.len() - session.input_start > self.shared.config.client_query_buffer_limit {
-            self.shared.metrics.query_limit_disconnections += 1;
-            return self.shared.abort(session);
+        if session.input.len() - session.input_start > at_home!(self).config.client_query_buffer_limit {
+            at_home!(self).metrics.query_limit_disconnections += 1;
+            return at_home!(self).abort(session);
         }
         if !waits {
             self.run_kept(session, now, clock);
@@ -719,15 +818,15 @@ impl Engine {
     }
 
     /// Executes what the session has kept, as far as it goes.
-    fn run_kept(&mut self, session: &mut Session, now: Now, clock: &dyn Clock) {
+    pub(crate) fn run_kept(&mut self, session: &mut Session, now: Now, clock: &dyn Clock) {
         if session.output.capacity() == 0 {
-            session.output = self.shared.pool.take();
+            session.output = at_home!(self).pool.take();
         }
         let mut input = core::mem::take(&mut session.input);
         let done = self.run(session, &input, session.input_start, now, clock);
         if done == input.len() || session.closing {
             session.input_start = 0;
-            self.shared.pool.give(input);
+            at_home!(self).pool.give(input);
         } else {
             session.input_start = done;
             // Moving costs at most what was executed since the last move.
@@ -737,7 +836,7 @@ impl Engine {
             }
             session.input = input;
         }
-        if session.input_ended && !session.paused_output && !session.paused_client {
+        if session.input_ended && !session.waits() {
             session.closing = true;
         }
     }
@@ -753,6 +852,7 @@ impl Engine {
         clock: &dyn Clock,
     ) -> usize {
         let Engine { shared, batch, .. } = self;
+        let shared = shared.as_deref_mut().expect(LENT);
         if batch.found.spans.capacity() > 4 * BATCH_ARGUMENTS
             || batch.found.inline.capacity() > resp::LINE_MAX
         {
@@ -778,6 +878,10 @@ impl Engine {
                 return batch.commands[done].start;
             }
             at = parsed_to;
+            if session.paused_hops {
+                session.partial = None;
+                return at;
+            }
             match stop {
                 Some(Parsed::Error(error)) => {
                     let start = session.output.len();
@@ -801,18 +905,18 @@ impl Engine {
     #[cold]
     fn resume_postponed(&mut self, now: Now) {
         let clock = StandingClock(now.monotonic);
-        for connection in core::mem::take(&mut self.shared.postponed) {
-            let Some(mut session) = self.shared.sessions.take(connection) else { continue };
+        for connection in core::mem::take(&mut at_home!(self).postponed) {
+            let Some(mut session) = at_home!(self).sessions.take(connection) else { continue };
             if session.paused_client {
                 session.paused_client = false;
                 if session.http.is_some() {
-                    http::resume(&mut self.shared, &mut session, now, &clock);
-                } else if !session.closing && !session.paused_output {
+                    http::resume(at_home!(self), &mut session, now, &clock);
+                } else if !session.closing && !session.waits() {
                     self.run_kept(&mut session, now, &clock);
                 }
             }
-            self.shared.settle(&mut session);
-            self.shared.sessions.insert(session);
+            at_home!(self).settle(&mut session);
+            at_home!(self).sessions.insert(session);
         }
     }
 
@@ -951,11 +1055,23 @@ impl Batch {
                 clock,
                 Pausing::Obey,
             );
-            if outcome == Outcome::Postponed {
-                run.end(shared, session, self, buffer, index, now, clock);
-                session.paused_client = true;
-                shared.postponed.push(session.connection);
-                return index;
+            match outcome {
+                Outcome::Done => {}
+                Outcome::Postponed => {
+                    run.end(shared, session, self, buffer, index, now, clock);
+                    session.paused_client = true;
+                    shared.postponed.push(session.connection);
+                    return index;
+                }
+                Outcome::Blocked => {
+                    run.end(shared, session, self, buffer, index, now, clock);
+                    session.paused_hops = true;
+                    return index;
+                }
+                Outcome::Gathers => {
+                    run.end(shared, session, self, buffer, index, now, clock);
+                    return index + 1;
+                }
             }
             if alone {
                 run.end(shared, session, self, buffer, index + 1, now, clock);

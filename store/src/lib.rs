@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`engine`] | one shard: keyspace, sessions, settings, metrics; `handle_*` in, `poll_action` out |
 //! | [`session`] | what the server knows of one connection |
+//! | [`shards`] | several engines that look like one server: hops, and commands over several shards |
 //! | [`command`] | the command table and every handler |
 //! | [`protocol`] | RESP2, RESP3 and HTTP/1.1 bytes in, replies out |
 //! | [`keyspace`] | the only mutator of data: [`arena`], [`index`], [`expiry`], [`eviction`] below it |
@@ -33,6 +34,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod pubsub;
 pub mod session;
+pub mod shards;
 pub mod slowlog;
 pub mod time;
 pub mod value;

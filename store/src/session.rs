@@ -6,10 +6,12 @@
 
 use crate::keyspace::WatchToken;
 use crate::protocol::resp::{OwnedArgs, Partial};
+use crate::shards::hop::Lanes;
 use crate::time::{Nanos, Now};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// A connection as the driver knows it. Slots are reused, generations tell their users apart.
@@ -153,6 +155,12 @@ pub struct Session {
     pub(crate) paused_output: bool,
     /// Execution waits for CLIENT UNPAUSE.
     pub(crate) paused_client: bool,
+    /// Execution waits for other shards.
+    pub(crate) paused_hops: bool,
+    /// Replies of other shards are missing in `output`.
+    pub(crate) has_holes: bool,
+    /// It waits for a command over several shards to be executed.
+    pub(crate) gathers: bool,
     /// The driver was asked to stop receiving.
     pub(crate) receive_paused: bool,
     /// A `Flush` for this session is queued.
@@ -186,9 +194,11 @@ pub struct Session {
     /// CLIENT SETNAME and SETINFO.
     pub names: Option<Box<Names>>,
     /// Where the connection comes from.
-    pub peer: Box<Peer>,
+    pub peer: Arc<Peer>,
     /// The HTTP request in progress; `None` on RESP connections.
     pub http: Option<Box<crate::protocol::http::Connection>>,
+    /// What it has to do with other shards; `None` while it never had.
+    pub(crate) lanes: Option<Box<Lanes>>,
     /// Received bytes that are not executed yet; those before `input_start` are.
     pub(crate) input: Vec<u8>,
     pub(crate) input_start: usize,
@@ -210,7 +220,7 @@ impl Session {
         Session {
             connection,
             id,
-            peer: Box::new(peer),
+            peer: Arc::new(peer),
             connected: now.monotonic,
             last_interaction: now.monotonic,
             last_command: u16::MAX,
@@ -240,6 +250,12 @@ impl Session {
         self.names.as_ref().map_or(&[], |names| &names.name)
     }
 
+    /// Whether its input waits for something.
+    #[inline]
+    pub(crate) fn waits(&self) -> bool {
+        self.paused_output | self.paused_client | self.paused_hops
+    }
+
     /// Whether anything holds that an ordinary session between two commands does not know.
     #[inline]
     pub(crate) fn is_exceptional(&self) -> bool {
@@ -248,6 +264,8 @@ impl Session {
             | self.aborted
             | self.paused_output
             | self.paused_client
+            | self.paused_hops
+            | self.has_holes
             | self.receive_paused
             | self.http.is_some()
     }
@@ -256,7 +274,7 @@ impl Session {
     #[inline]
     pub(crate) fn buffer_bytes(&self) -> usize {
         let plain = self.output.capacity() + self.in_flight + self.input.capacity();
-        if self.partial.is_some() | self.transaction.is_some() | self.http.is_some() {
+        if self.partial.is_some() | self.transaction.is_some() | self.http.is_some() | self.lanes.is_some() {
             plain + self.rare_buffer_bytes()
         } else {
             plain
@@ -268,6 +286,7 @@ impl Session {
         self.partial.as_ref().map_or(0, |partial| partial.capacity())
             + self.transaction.as_ref().map_or(0, |transaction| transaction.bytes)
             + self.http.as_ref().map_or(0, |http| http.buffer_bytes())
+            + self.lanes.as_ref().map_or(0, |lanes| lanes.buffer_bytes())
     }
 }
 

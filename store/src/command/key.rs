@@ -104,26 +104,29 @@ pub fn renamenx(call: &mut Call<'_>) {
 fn rename_with(call: &mut Call<'_>, only_missing: bool) {
     let (from_hash, to_hash) = (call.hash(1), call.hash(2));
     let (from, to) = (call.args.at(1), call.args.at(2));
-    let keyspace = &mut call.engine.keyspace;
-    let mut reply = reply!(call);
-    let Some(entry) = keyspace.peek(from, from_hash, call.now) else {
-        return reply.error(NO_SUCH_KEY);
+    let now = call.now;
+    call.engine.select(from);
+    let Some(entry) = call.engine.keyspace.peek(from, from_hash, now) else {
+        return reply!(call).error(NO_SUCH_KEY);
     };
     let renamed = |reply: &mut Reply<'_>| if only_missing { reply.integer(1) } else { reply.ok() };
     if from == to {
+        let mut reply = reply!(call);
         return if only_missing { reply.integer(0) } else { reply.ok() };
     }
     let (value, encoding) = (entry.value.to_owned(), entry.encoding);
     let expiry = entry.expires_at.map_or(Expiry::Never, Expiry::At);
-    if only_missing && keyspace.peek(to, to_hash, call.now).is_some() {
-        return reply.integer(0);
+    call.engine.select(to);
+    if only_missing && call.engine.keyspace.peek(to, to_hash, now).is_some() {
+        return reply!(call).integer(0);
     }
-    match keyspace.set(to, to_hash, &value, expiry, encoding, call.now) {
+    match call.engine.keyspace.set(to, to_hash, &value, expiry, encoding, now) {
         Ok(()) => {
-            keyspace.remove(from, from_hash, call.now);
-            renamed(&mut reply);
+            call.engine.select(from);
+            call.engine.keyspace.remove(from, from_hash, now);
+            renamed(&mut reply!(call));
         }
-        Err(error) => reply.error(store_error(error)),
+        Err(error) => reply!(call).error(store_error(error)),
     }
 }
 
@@ -135,22 +138,23 @@ pub fn copy(call: &mut Call<'_>) {
     };
     let (from_hash, to_hash) = (call.hash(1), call.hash(2));
     let (from, to) = (call.args.at(1), call.args.at(2));
-    let keyspace = &mut call.engine.keyspace;
-    let mut reply = reply!(call);
+    let now = call.now;
     if from == to {
-        return reply.error("ERR source and destination objects are the same");
+        return reply!(call).error("ERR source and destination objects are the same");
     }
-    let Some(entry) = keyspace.get(from, from_hash, call.now) else {
-        return reply.integer(0);
+    call.engine.select(from);
+    let Some(entry) = call.engine.keyspace.get(from, from_hash, now) else {
+        return reply!(call).integer(0);
     };
     let (value, encoding) = (entry.value.to_owned(), entry.encoding);
     let expiry = entry.expires_at.map_or(Expiry::Never, Expiry::At);
-    if !replace && keyspace.peek(to, to_hash, call.now).is_some() {
-        return reply.integer(0);
+    call.engine.select(to);
+    if !replace && call.engine.keyspace.peek(to, to_hash, now).is_some() {
+        return reply!(call).integer(0);
     }
-    match keyspace.set(to, to_hash, &value, expiry, encoding, call.now) {
-        Ok(()) => reply.integer(1),
-        Err(error) => reply.error(store_error(error)),
+    match call.engine.keyspace.set(to, to_hash, &value, expiry, encoding, now) {
+        Ok(()) => reply!(call).integer(1),
+        Err(error) => reply!(call).error(store_error(error)),
     }
 }
 
@@ -396,6 +400,9 @@ pub fn scan(call: &mut Call<'_>) {
     let bytes_max = call.engine.config.output_buffer_max;
     let mut found = Vec::new();
     let mut count = 0;
+    // A cursor names a shard, the remainder, and a place in it: shards are scanned one after the other.
+    let shards = call.engine.fleet.place.count as u64;
+    let (cursor, shard) = (cursor / shards, cursor % shards);
     let next = call.engine.keyspace.scan(cursor, options.count, call.now, &mut |key| {
         let matches = options.pattern.is_none_or(|pattern| glob::matches(pattern, key, false));
         if options.strings && matches && found.len() <= bytes_max {
@@ -403,6 +410,11 @@ pub fn scan(call: &mut Call<'_>) {
             count += 1;
         }
     });
+    let next = match next {
+        0 if shard + 1 == shards => 0,
+        0 => shard + 1,
+        next => next * shards + shard,
+    };
     let mut reply = reply!(call);
     reply.array(2);
     reply.bulk(itoa::Buffer::new().format(next).as_bytes());
@@ -447,7 +459,7 @@ impl<'a> ScanOptions<'a> {
 
 /// A cursor as `strtoul` reads it, for that is what Redis does: a sign is taken, a minus negates, nothing at
 /// all is zero, and a NUL ends the text.
-fn parse_cursor(text: &[u8]) -> Option<u64> {
+pub(crate) fn parse_cursor(text: &[u8]) -> Option<u64> {
     let text = c_string(text, usize::MAX);
     let (negative, digits) = match text.split_first() {
         None => return Some(0),

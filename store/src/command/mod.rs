@@ -24,6 +24,7 @@ use crate::keyspace::{KeyHash, Keyspace};
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{Args, OwnedArgs};
 use crate::session::{ReplyMode, Session};
+use crate::shards::route::{Route, route};
 use crate::time::{Clock, Now};
 use alloc::format;
 use alloc::string::String;
@@ -133,6 +134,10 @@ pub enum Outcome {
     Done,
     /// CLIENT PAUSE holds it back: it must be executed again later.
     Postponed,
+    /// Other shards hold it back: it must be executed again later.
+    Blocked,
+    /// It waits for other shards by itself, and its connection with it.
+    Gathers,
 }
 
 /// The length of the longest name: names are compared as one number.
@@ -320,7 +325,18 @@ pub(crate) fn execute_resolved(
     };
     match (gate, command) {
         (Gate::Open, Some(command)) => {
-            call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
+            let left = if shared.is_sharded && !shared.has_guests() {
+                leave(shared, session, command, &args)
+            } else {
+                None
+            };
+            match left {
+                None => {
+                    call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
+                }
+                Some(Outcome::Done) => {}
+                Some(waits) => return waits,
+            }
         }
         (Gate::Postpone, _) => return Outcome::Postponed,
         _ => {}
@@ -331,11 +347,51 @@ pub(crate) fn execute_resolved(
     Outcome::Done
 }
 
+/// Sends a command to the shards that have to execute it. `None`: this one has.
+#[inline]
+fn leave(
+    shared: &mut Shared,
+    session: &mut Session,
+    command: &'static Command,
+    args: &Args<'_>,
+) -> Option<Outcome> {
+    match route(shared, session, command, args) {
+        Route::Here => None,
+        Route::Hop(shard) if shared.hop(session, shard, command, args) => Some(Outcome::Done),
+        // What is over several shards comes behind everything that is on its way.
+        Route::Gather(shards) if !session.has_holes => {
+            shared.gather(session, shards, command.id, OwnedArgs::from(*args));
+            Some(Outcome::Gathers)
+        }
+        Route::Hop(_) | Route::Gather(_) => Some(Outcome::Blocked),
+    }
+}
+
+/// With other shards in hand: the keyspace a command is about takes the place of this shard's.
+#[cold]
+fn select_keyspace(call: &mut Call<'_>) {
+    let first = call.command.keys.first;
+    if first > 0 {
+        return call.engine.select(&call.args[first as usize]);
+    }
+    match call.command.name {
+        "scan" => {
+            let cursor = key::parse_cursor(call.args.at(1)).unwrap_or(0);
+            call.engine.select_shard((cursor % call.engine.fleet.place.count as u64) as usize);
+        }
+        "debug" if call.args.len() > 2 => call.engine.select(&call.args[2]),
+        _ => call.engine.deselect(),
+    }
+}
+
 /// Calls the handler, times it if it can be slow, counts it and its errors.
 #[inline]
 pub(crate) fn call(call: &mut Call<'_>) {
     let command = call.command;
     let start = call.session.output.len();
+    if call.engine.has_guests() {
+        select_keyspace(call);
+    }
     if command.is_timed() || call.engine.times_everything {
         let started = call.clock.monotonic();
         let stalled = call.engine.stalled;

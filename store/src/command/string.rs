@@ -397,6 +397,7 @@ pub fn lcs(call: &mut Call<'_>) {
     let mut values = [Vec::new(), Vec::new()];
     for (at, value) in values.iter_mut().enumerate() {
         let hash = call.hash(1 + at);
+        call.engine.select(call.args.at(1 + at));
         if let Some(entry) = call.engine.keyspace.get(call.args.at(1 + at), hash, call.now) {
             value.extend_from_slice(entry.value);
         }
@@ -723,7 +724,9 @@ pub(crate) fn for_each_key(
             }
         }
         for (i, &hash) in hashes[..size].iter().enumerate() {
-            visit(call, 1 + (batch + i) * step, hash);
+            let at = 1 + (batch + i) * step;
+            call.engine.select(call.args.at(at));
+            visit(call, at, hash);
         }
     }
 }

@@ -77,6 +77,8 @@ pub mod flag {
     pub const QUICK: u32 = 1 << 27;
     /// May change how the bytes behind it are to be understood: nothing is parsed ahead of it.
     pub const ENDS_BATCH: u32 = 1 << 28;
+    /// About the whole server: executed with every shard in hand.
+    pub const ALL_SHARDS: u32 = 1 << 29;
 }
 
 /// ACL categories.

@@ -7,8 +7,11 @@
 use super::{COMMANDS, Call, call as call_command, reply, settle_reply_mode};
 use crate::engine::Shared;
 use crate::session::{ReplyMode, Session, Transaction};
+use crate::shards::Message;
 use crate::time::Nanos;
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 /// MULTI
 pub fn multi(call: &mut Call<'_>) {
@@ -34,11 +37,10 @@ pub fn exec(call: &mut Call<'_>) {
         return reply!(call).error("ERR EXEC without MULTI");
     };
     let Transaction { queued, broken, .. } = *transaction;
-    let unchanged = call
-        .session
-        .watches
-        .iter()
-        .all(|(key, token)| call.engine.keyspace.is_unchanged(key, token, call.now));
+    let unchanged = call.session.watches.iter().all(|(key, token)| {
+        call.engine.select(key);
+        call.engine.keyspace.is_unchanged(key, token, call.now)
+    });
     forget_watches(call.engine, call.session);
     if broken {
         return reply!(call).error("EXECABORT Transaction discarded because of previous errors.");
@@ -91,6 +93,7 @@ pub fn watch(call: &mut Call<'_>) {
     }
     for key in call.args.iter().skip(1) {
         if !call.session.watches.iter().any(|(watched, _)| **watched == *key) {
+            call.engine.select(key);
             let token = call.engine.keyspace.watch(key, call.now);
             call.session.watches.push((key.into(), token));
         }
@@ -111,7 +114,27 @@ pub(crate) fn discard_transaction(shared: &mut Shared, session: &mut Session) {
 }
 
 fn forget_watches(shared: &mut Shared, session: &mut Session) {
+    if shared.is_sharded && !session.watches.is_empty() {
+        return forget_watches_everywhere(shared, session);
+    }
     for (key, _) in core::mem::take(&mut session.watches) {
         shared.keyspace.unwatch(&key);
     }
+}
+
+/// Keys of shards that are not in hand: those are told.
+fn forget_watches_everywhere(shared: &mut Shared, session: &mut Session) {
+    let mut elsewhere: BTreeMap<usize, Vec<Box<[u8]>>> = BTreeMap::new();
+    for (key, _) in core::mem::take(&mut session.watches) {
+        let shard = shared.fleet.place.shard_of(&key);
+        if shared.has_in_hand(shard) {
+            shared.select_shard(shard);
+            shared.keyspace.unwatch(&key);
+        } else {
+            elsewhere.entry(shard).or_default().push(key);
+        }
+    }
+    shared.deselect();
+    let messages = elsewhere.into_iter().map(|(shard, keys)| (shard, Message::Unwatch(keys)));
+    shared.fleet.outbox.extend(messages);
 }

@@ -238,14 +238,14 @@ fn junk_never_panics_and_never_keeps_more_than_was_sent() {
             sent += bytes.len();
             engine.handle_receive(connection, &bytes, NOW, &Steps::of(1));
             read(&mut engine, connection);
-            let kept = engine.shared.buffer_bytes;
+            let kept = engine.shared().buffer_bytes;
             assert!(kept <= 4 * sent + 64 * 1024, "seed {seed}: {kept} bytes kept of {sent} sent");
-            if engine.shared.sessions.get_mut(connection).is_none_or(|session| session.closing) {
+            if engine.shared_mut().sessions.get_mut(connection).is_none_or(|session| session.closing) {
                 break;
             }
         }
         engine.handle_disconnect(connection, NOW);
-        assert_eq!((engine.shared.buffer_bytes, engine.shared.clients), (0, 0), "seed {seed}");
+        assert_eq!((engine.shared().buffer_bytes, engine.shared().clients), (0, 0), "seed {seed}");
     }
 }
 
@@ -260,11 +260,11 @@ fn a_client_that_does_not_read_600_megabytes_is_slowed_and_costs_little() {
     for _ in 0..100 {
         engine.handle_receive(connection, &request, NOW, &Steps::of(1));
     }
-    let bytes = engine.shared.buffer_bytes;
+    let bytes = engine.shared().buffer_bytes;
     assert!(bytes < 4 << 20, "{bytes} bytes of buffers for a client that does not read");
     let asked = actions(&mut engine);
     assert_eq!(asked, [Action::PauseReceive(connection), Action::Flush(connection)]);
-    assert_eq!(engine.shared.metrics.output_pauses, 1);
+    assert_eq!(engine.shared().metrics.output_pauses, 1);
     // Once it reads, everything it asked for arrives, and it may send again.
     let answer = read(&mut engine, connection);
     assert_eq!(answer.len(), 6000 * (100_000 + "$100000\r\n\r\n".len()));
@@ -282,14 +282,14 @@ fn one_command_with_a_reply_beyond_the_bound_ends_its_client_and_no_other() {
     engine.handle_receive(greedy, &resp(&keys), NOW, &Steps::of(1));
     assert!(actions(&mut engine).contains(&Action::Abort(greedy)));
     assert_eq!(engine.take_output(greedy), None);
-    assert_eq!(engine.shared.metrics.output_limit_disconnections, 1);
-    assert!(engine.shared.buffer_bytes < 1 << 20);
+    assert_eq!(engine.shared().metrics.output_limit_disconnections, 1);
+    assert!(engine.shared().buffer_bytes < 1 << 20);
     assert_eq!(ask(&mut engine, other, b"PING\r\n"), b"+PONG\r\n");
     // The same inside a transaction.
     let queue: Vec<u8> = (0..100).flat_map(|_| resp(&[b"GET", b"big"])).collect();
     engine.handle_receive(other, &[b"MULTI\r\n", &queue[..], b"EXEC\r\n"].concat(), NOW, &Steps::of(1));
     assert!(actions(&mut engine).contains(&Action::Abort(other)));
-    assert_eq!(engine.shared.metrics.output_limit_disconnections, 2);
+    assert_eq!(engine.shared().metrics.output_limit_disconnections, 2);
 }
 
 #[test]
@@ -301,8 +301,8 @@ fn a_listener_that_does_not_read_is_closed_and_the_publisher_goes_on() {
     let answers: Vec<u8> = (0..300).flat_map(|_| ask(&mut engine, publisher, &message)).collect();
     assert!(actions(&mut engine).contains(&Action::Abort(deaf)));
     assert!(answers.starts_with(b":1\r\n") && answers.ends_with(b":0\r\n"));
-    assert!(engine.shared.buffer_bytes < 1 << 20);
-    assert_eq!(engine.shared.subscribers, 0);
+    assert!(engine.shared().buffer_bytes < 1 << 20);
+    assert_eq!(engine.shared().subscribers, 0);
 }
 
 #[test]
@@ -312,10 +312,10 @@ fn an_idle_session_owns_no_buffers() {
     ask(&mut engine, connection, &resp(&[b"SET", b"a", b"b"]));
     ask(&mut engine, connection, b"*2\r\n$3\r\nGET\r\n$1");
     ask(&mut engine, connection, b"\r\na\r\n");
-    let session = engine.shared.sessions.get_mut(connection).unwrap();
+    let session = engine.shared_mut().sessions.get_mut(connection).unwrap();
     assert_eq!((session.output.capacity(), session.input.capacity()), (0, 0));
     assert!(size_of::<Session>() + size_of::<Peer>() <= 640, "{}", size_of::<Session>());
-    assert_eq!(engine.shared.buffer_bytes, 0);
+    assert_eq!(engine.shared().buffer_bytes, 0);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn too_many_clients_are_told_so_and_do_not_count() {
     engine.handle_disconnect(first, NOW);
     let third = connect(&mut engine, 1);
     assert_eq!(ask(&mut engine, third, b"PING\r\n"), b"+PONG\r\n");
-    assert_eq!(engine.shared.metrics.connections_rejected, 1);
+    assert_eq!(engine.shared().metrics.connections_rejected, 1);
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn words_of_http_end_the_connection_without_a_word() {
         let connection = connect(&mut engine, 0);
         assert_eq!(ask(&mut engine, connection, line.as_bytes()), b"");
         assert!(actions(&mut engine).contains(&Action::Abort(connection)), "{line}");
-        assert_eq!(engine.shared.keyspace.len(), 0);
+        assert_eq!(engine.shared().keyspace.len(), 0);
     }
 }
 
@@ -410,9 +410,9 @@ fn memory_is_bounded_by_refusing_or_by_evicting() {
             refused += usize::from(answer == b"-OOM command not allowed when used memory > 'maxmemory'.\r\n");
             engine.finish_turn(NOW);
         }
-        assert!(engine.shared.used_memory() < 3 << 20, "{policy}: {}", engine.shared.used_memory());
+        assert!(engine.shared().used_memory() < 3 << 20, "{policy}: {}", engine.shared().used_memory());
         assert_eq!(ask(&mut engine, connection, b"PING\r\n"), b"+PONG\r\n");
-        (refused, engine.shared.keyspace.stats().evicted)
+        (refused, engine.shared().keyspace.stats().evicted)
     };
     let (refused, evicted) = fill("noeviction");
     assert!(refused > 7000 && evicted == 0, "{refused} refused, {evicted} evicted");
@@ -504,7 +504,7 @@ fn slow_commands_are_kept_with_the_time_they_stood_still() {
     let connection = connect(&mut engine, 0);
     ask(&mut engine, connection, b"CONFIG SET latency-monitor-threshold 10\r\nDEBUG SLEEP 0.05\r\nGET a\r\n");
     assert!(actions(&mut engine).contains(&Action::Stall(Nanos(50_000_000))));
-    let entries: Vec<_> = engine.shared.slowlog.iter().cloned().collect();
+    let entries: Vec<_> = engine.shared().slowlog.iter().cloned().collect();
     assert_eq!(entries.len(), 1);
     assert_eq!(entries[0].arguments, [b"DEBUG".to_vec(), b"SLEEP".to_vec(), b"0.05".to_vec()]);
     assert!((50_000..50_100).contains(&entries[0].duration_us));
@@ -517,7 +517,7 @@ fn slow_commands_are_kept_with_the_time_they_stood_still() {
         b"CONFIG SET slowlog-log-slower-than 0\r\nSLOWLOG RESET\r\nGET a\r\nGET b\r\n",
     );
     let names: Vec<_> =
-        engine.shared.slowlog.iter().map(|entry| text(&entry.arguments.join(&b' '))).collect();
+        engine.shared().slowlog.iter().map(|entry| text(&entry.arguments.join(&b' '))).collect();
     assert_eq!(names, ["GET b", "GET a", "SLOWLOG RESET"]);
     ask(
         &mut engine,
@@ -526,7 +526,7 @@ fn slow_commands_are_kept_with_the_time_they_stood_still() {
     );
     let log = format!(
         "{:?}",
-        engine.shared.slowlog.iter().map(|entry| text(&entry.arguments.join(&b' '))).collect::<Vec<_>>()
+        engine.shared().slowlog.iter().map(|entry| text(&entry.arguments.join(&b' '))).collect::<Vec<_>>()
     );
     assert!(log.contains("requirepass (redacted)") && !log.contains("secret"), "{log}");
 }
@@ -539,7 +539,7 @@ fn every_call_is_counted_and_the_time_of_a_run_is_shared_out() {
     ask(&mut engine, connection, b"GET\r\nINCR x\r\nSET x y\r\nINCR x\r\n");
     let stats = |name: &[u8]| {
         let command = command::lookup(name).unwrap();
-        engine.shared.metrics.commands[usize::from(command.id)].clone()
+        engine.shared().metrics.commands[usize::from(command.id)].clone()
     };
     let get = stats(b"get");
     assert_eq!((get.calls, get.rejected, get.failed), (50, 1, 0));
@@ -547,7 +547,7 @@ fn every_call_is_counted_and_the_time_of_a_run_is_shared_out() {
     assert!((990_000..=1_000_100).contains(&get.nanos), "{} for one step of the clock", get.nanos);
     let incr = stats(b"incr");
     assert_eq!((incr.calls, incr.failed), (2, 1));
-    assert_eq!(engine.shared.metrics.errors[&b"ERR"[..]], 2);
+    assert_eq!(engine.shared().metrics.errors[&b"ERR"[..]], 2);
     let info = text(&ask(&mut engine, connection, b"INFO commandstats\r\n"));
     assert!(
         info.contains("cmdstat_get:calls=50,usec=1000,usec_per_call=20.00,rejected_calls=1,failed_calls=0"),
@@ -601,7 +601,7 @@ fn every_metric_is_in_the_prometheus_text_with_its_type() {
     let connection = connect(&mut engine, 0);
     ask(&mut engine, connection, b"SET a b\r\nfoo\r\n");
     let mut out = Vec::new();
-    crate::metrics::write_prometheus(&engine.shared, &mut out);
+    crate::metrics::write_prometheus(engine.shared(), &mut out);
     let out = text(&out);
     for metric in crate::metrics::METRICS {
         assert!(out.contains(&format!("# TYPE millrace_{} ", metric.name)), "{}", metric.name);

@@ -26,13 +26,14 @@ mod tests;
 
 pub use head::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::{self, MaybeUninit};
 
 use self::body::BodyReader;
 use self::head::{Framing, HeadScan, Persistence};
 use self::response::{DateBlocks, Problem, write_problem};
-use self::routes::{Method, Request};
+use self::routes::{Method, Operation, Request, Resource};
 use crate::command;
 use crate::engine::Shared;
 use crate::session::Session;
@@ -143,7 +144,8 @@ pub fn handle_receive_end(session: &mut Session) {
 /// Whether complete requests may be waiting: for the peer to read, or for CLIENT UNPAUSE.
 #[inline]
 pub fn is_paused(session: &Session) -> bool {
-    !session.input.is_empty() && (session.paused_client || session.unsent() >= OUTPUT_HIGH_WATER)
+    !session.input.is_empty()
+        && (session.paused_client || session.paused_hops || session.unsent() >= OUTPUT_HIGH_WATER)
 }
 
 /// Says that there are too many connections already.
@@ -170,7 +172,8 @@ fn execute_input(
         session.output = shared.pool.take();
     }
     let mut at = 0;
-    while at < data.len() && !session.closing && session.unsent() < OUTPUT_HIGH_WATER {
+    while at < data.len() && !session.closing && !session.paused_hops && session.unsent() < OUTPUT_HIGH_WATER
+    {
         // CLIENT PAUSE, even of writes only, holds everything here: what a request will be is not known yet.
         if shared.pause.holds(true) {
             if !session.paused_client {
@@ -309,12 +312,77 @@ fn answer(
 ) {
     let outcome = outcome.and_then(|request| {
         debug_assert_eq!(head_only, request.method == Method::Head);
-        execute::execute(shared, session, &request, arguments, persistence, now, clock)
+        if shared.is_sharded && leave(shared, session, &request, arguments, persistence) {
+            return Ok(false);
+        }
+        execute::execute(shared, session, &request, arguments, persistence, now, clock).map(|()| true)
     });
     match outcome {
-        Ok(()) => session.closing |= persistence == Persistence::Close,
+        Ok(false) => {}
+        Ok(true) => session.closing |= persistence == Persistence::Close,
         Err(problem) => refuse(shared, session, problem, persistence, head_only),
     }
+}
+
+/// A request that another shard executes, or this one with others in hand.
+#[derive(Debug)]
+pub struct HopRequest {
+    request: Request,
+    arguments: Vec<u8>,
+    persistence: Persistence,
+}
+
+impl HopRequest {
+    /// Executes it and writes the response to `session`, which is a stand-in on another shard than the connection's.
+    pub(crate) fn execute(
+        &mut self,
+        shared: &mut Shared,
+        session: &mut Session,
+        now: Now,
+        clock: &dyn Clock,
+    ) {
+        shared.http.dates.refresh(now);
+        let HopRequest { request, arguments, persistence } = self;
+        if shared.has_guests() {
+            shared.deselect();
+        }
+        match execute::execute(shared, session, request, arguments, *persistence, now, clock) {
+            Ok(()) => session.closing |= *persistence == Persistence::Close,
+            Err(problem) => refuse(shared, session, problem, *persistence, request.method == Method::Head),
+        }
+        end_get_run(shared, clock);
+    }
+}
+
+/// Sends a request to the shards that have to execute it; `false`: this one has.
+fn leave(
+    shared: &mut Shared,
+    session: &mut Session,
+    request: &Request,
+    arguments: &mut Vec<u8>,
+    persistence: Persistence,
+) -> bool {
+    let place = shared.fleet.place;
+    let shard = match (request.resource, request.operation) {
+        (Resource::Key, _) if request.method != Method::Options => {
+            place.shard_of(routes::slice(arguments, request.key))
+        }
+        (_, Operation::List { cursor, .. }) => (cursor % place.count as u64) as usize,
+        (Resource::Metrics, _) => {
+            let request =
+                Box::new(HopRequest { request: *request, arguments: mem::take(arguments), persistence });
+            shared.gather_request(session, place.everybody(), request);
+            return true;
+        }
+        _ => return false,
+    };
+    if shard == place.index {
+        return false;
+    }
+    let request = Box::new(HopRequest { request: *request, arguments: mem::take(arguments), persistence });
+    shared.hop_request(session, shard, request);
+    session.paused_hops = true;
+    true
 }
 
 /// Answers with a problem document. Whoever cannot tell where the next request begins passes `Close`.
