@@ -743,10 +743,11 @@ impl Engine {
 
     /// How long nothing needs to be done if nothing happens; `None`: for ever.
     pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
-        if self.busy {
+        let shared = self.shared();
+        // What other shards brought while this one stood still may have left something to do.
+        if self.busy || !shared.actions.is_empty() || (shared.is_sharded && shared.has_fleet_work()) {
             return Some(Nanos(0));
         }
-        let shared = self.shared();
         let pause = shared.pause.until.map(|until| until.since(now.monotonic));
         // Often enough that every client is looked at once a second.
         let scans = shared.sessions.slots().div_ceil(TIMEOUT_SCAN).max(1) as u64;

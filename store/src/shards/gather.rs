@@ -64,6 +64,14 @@ impl Shared {
         self.fleet.gathers.push_back(Gather { connection: session.connection, shards, work });
     }
 
+    /// Whether the next turn has something to say or to begin.
+    pub(crate) fn has_fleet_work(&self) -> bool {
+        let fleet = &self.fleet;
+        let mut waiting = fleet.gathers.iter();
+        !fleet.outbox.is_empty()
+            || fleet.acquisition.is_none() && waiting.any(|gather| !gather.shards.meets(fleet.asleep))
+    }
+
     /// Begins to acquire what the waiting commands need, except from shards that sleep.
     fn begin_acquisition(&mut self) -> bool {
         let fleet = &mut self.fleet;
