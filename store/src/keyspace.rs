@@ -25,6 +25,7 @@ use crate::arena::{
 use crate::eviction::{Access, Pool, Rng};
 use crate::expiry::{ExpiryState, ttl_class};
 use crate::index::{Index, InsertError, Place, Probe, Records};
+use crate::mutation::Mutation;
 use crate::time::Now;
 use crate::value::{Header, Layout, MAX_LEN};
 
@@ -86,13 +87,9 @@ pub enum StoreError {
     TooLarge,
 }
 
-/// What happened to a key.
+/// Why a key is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Its value was written, with or without its expiry.
-    Written,
-    /// Its expiry was set or removed.
-    ExpirySet,
     /// It was removed on demand.
     Removed,
     /// Its time had come.
@@ -148,19 +145,32 @@ struct Watched {
 pub(crate) struct Changes {
     watched: BTreeMap<Vec<u8>, Watched>,
     version: u64,
+    /// The effects since they were last taken; `None`: nobody wants them.
+    effects: Option<Vec<u8>>,
 }
 
 impl Changes {
-    /// Every mutation of a key passes here, whoever asked for it.
+    /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
     #[inline(always)]
-    fn note(&mut self, key: &[u8], change: Change) {
+    fn note(&mut self, mutation: Mutation<'_>) {
+        if let Some(key) = mutation.key() {
+            self.expired(key);
+        }
+        if let Some(effects) = &mut self.effects {
+            mutation.encode(effects);
+        }
+    }
+
+    /// A key's time has come. That is no effect: whoever applies the others knows the time too.
+    #[inline(always)]
+    fn expired(&mut self, key: &[u8]) {
         if !self.watched.is_empty() {
-            self.tell_watchers(key, change);
+            self.tell_watchers(key);
         }
     }
 
     #[cold]
-    fn tell_watchers(&mut self, key: &[u8], _change: Change) {
+    fn tell_watchers(&mut self, key: &[u8]) {
         if let Some(watched) = self.watched.get_mut(key) {
             self.version += 1;
             watched.version = self.version;
@@ -443,11 +453,13 @@ impl Keyspace {
         };
         let layout =
             Layout::exact(key.len(), value.len(), expires_at != 0, SPAN_BYTES).ok_or(StoreError::TooLarge)?;
+        let mutation =
+            Mutation::Set { key, value, expires_at: Some(expires_at).filter(|&at| at != 0), encoding };
         let Some((place, header)) = found else {
             let offset = self.allocate(&layout, expires_at, now)?;
             self.arena.write(offset, &layout, key, value, expires_at, encoding);
             self.insert(key, hash, offset, &layout, expires_at, now)?;
-            self.changes.note(key, Change::Written);
+            self.changes.note(mutation);
             return Ok(());
         };
         if layout.slot_bytes == header.slot_bytes && self.may_stay(place.offset(), expires_at) {
@@ -459,7 +471,7 @@ impl Keyspace {
             self.replace(place, offset, &header, expires_at, now);
         }
         self.touch_at(place, now);
-        self.changes.note(key, Change::Written);
+        self.changes.note(mutation);
         Ok(())
     }
 
@@ -479,7 +491,7 @@ impl Keyspace {
         let (offset, start) = self.resize(place, &header, old_len + suffix.len(), now)?;
         self.arena.bytes_mut(offset, start + old_len, suffix.len()).copy_from_slice(suffix);
         self.touch_at(place, now);
-        self.changes.note(key, Change::Written);
+        self.changes.note(Mutation::Append { key, bytes: suffix });
         Ok(old_len + suffix.len())
     }
 
@@ -497,6 +509,7 @@ impl Keyspace {
         if end > MAX_LEN {
             return Err(StoreError::TooLarge);
         }
+        let mutation = Mutation::WriteRange { key, offset: offset as u64, bytes };
         let found = self.find_live(key, hash, now);
         if bytes.is_empty() {
             return Ok(found.map_or(0, |(_, header)| header.value_len as usize));
@@ -509,7 +522,9 @@ impl Keyspace {
             value[..offset].fill(0);
             value[offset..].copy_from_slice(bytes);
             self.insert(key, hash, record, &layout, 0, now)?;
-            self.changes.note(key, Change::Written);
+            // The effect creates the key where there is none: an expired one must be gone first.
+            self.changes.note(Mutation::Remove { key });
+            self.changes.note(mutation);
             return Ok(end);
         };
         let old_len = header.value_len as usize;
@@ -520,7 +535,7 @@ impl Keyspace {
         }
         self.arena.bytes_mut(record, start + offset, bytes.len()).copy_from_slice(bytes);
         self.touch_at(place, now);
-        self.changes.note(key, Change::Written);
+        self.changes.note(mutation);
         Ok(new_len)
     }
 
@@ -581,7 +596,7 @@ impl Keyspace {
             self.arena.copy(from, to, key_len + value_len);
             self.replace(place, offset, &header, expires_at, now);
         }
-        self.changes.note(key, Change::ExpirySet);
+        self.changes.note(Mutation::SetExpiry { key, expires_at: Some(expires_at).filter(|&at| at != 0) });
         Ok(true)
     }
 
@@ -598,9 +613,10 @@ impl Keyspace {
         let keys: Vec<Vec<u8>> = self.changes.watched.keys().cloned().collect();
         for key in keys {
             if self.find(&key, self.hash(&key)).is_some() {
-                self.changes.note(&key, Change::Removed);
+                self.changes.expired(&key);
             }
         }
+        self.changes.note(Mutation::Clear);
         self.arena.clear();
         self.index.clear();
         self.expires = 0;
@@ -681,7 +697,10 @@ impl Keyspace {
     /// Removes the entry at `place` for whatever reason.
     pub(crate) fn remove_at(&mut self, place: Place, hash: KeyHash, header: &Header, change: Change) {
         let key = self.arena.key(place.offset(), header);
-        self.changes.note(key, change);
+        match change {
+            Change::Expired => self.changes.expired(key),
+            Change::Evicted | Change::Removed => self.changes.note(Mutation::Remove { key }),
+        }
         let records = Reader { arena: &self.arena, seed: self.seed };
         self.index.remove(place, hash.0, key, &records);
         self.arena.free(place.offset(), header.slot_bytes);
@@ -689,8 +708,25 @@ impl Keyspace {
         match change {
             Change::Expired => self.stats.expired += 1,
             Change::Evicted => self.stats.evicted += 1,
-            Change::Written | Change::ExpirySet | Change::Removed => {}
+            Change::Removed => {}
         }
+    }
+
+    // ---- effects ----------------------------------------------------------------------------------------
+
+    /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects), or no longer.
+    pub fn keep_effects(&mut self, keep: bool) {
+        self.changes.effects = keep.then(Vec::new);
+    }
+
+    /// Adds the effects since the last call to `out`; false: there are none.
+    #[inline]
+    pub fn take_effects(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.is_empty()) else {
+            return false;
+        };
+        out.append(effects);
+        true
     }
 
     // ---- watches ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 //! | [`command`] | the command table and every handler |
 //! | [`protocol`] | RESP2, RESP3 and HTTP/1.1 bytes in, replies out |
 //! | [`keyspace`] | the only mutator of data: [`arena`], [`index`], [`expiry`], [`eviction`] below it |
+//! | [`mutation`] | the effect of a write, as bytes |
 //! | [`glob`], [`long_double`] | matching and arithmetic exactly as Redis has them |
 //! | [`config`], [`metrics`] | the tables of settings and of counters |
 #![cfg_attr(not(test), no_std)]
@@ -31,6 +32,7 @@ pub mod index;
 pub mod keyspace;
 pub mod long_double;
 pub mod metrics;
+pub mod mutation;
 pub mod protocol;
 pub mod pubsub;
 pub mod session;

@@ -8,6 +8,7 @@ use store::arena::HeapSource;
 use store::eviction::{AccessMode, EvictionPolicy};
 use store::expiry::Expiry;
 use store::keyspace::{Keyspace, KeyspaceOptions, WatchToken};
+use store::mutation::Mutation;
 use store::time::{Nanos, Now};
 use store::value::Encoding;
 
@@ -74,6 +75,8 @@ struct Watching {
 
 struct Model {
     keyspace: Keyspace,
+    /// Gets nothing but the effects, and must have the same keys.
+    replica: Keyspace,
     map: BTreeMap<Vec<u8>, Expected>,
     watches: Vec<Watching>,
     random: Random,
@@ -89,8 +92,12 @@ impl Model {
     fn new(seed: u64, keys: u64, access: AccessMode) -> Model {
         let options =
             KeyspaceOptions { hash_seed: seed, random_seed: seed ^ 1, access, ..KeyspaceOptions::default() };
+        let mut keyspace = Keyspace::new(options, Box::new(HeapSource::default()));
+        keyspace.keep_effects(true);
+        let other_seed = KeyspaceOptions { hash_seed: !seed, ..KeyspaceOptions::default() };
         Model {
-            keyspace: Keyspace::new(options, Box::new(HeapSource::default())),
+            keyspace,
+            replica: Keyspace::new(other_seed, Box::new(HeapSource::default())),
             map: BTreeMap::new(),
             watches: Vec::new(),
             random: Random(seed),
@@ -305,6 +312,18 @@ impl Model {
         self.keyspace.expire_some(self.now, budget);
         let budget = self.random.below(4096) as usize;
         self.keyspace.compact_some(self.now, budget);
+        self.replicate();
+    }
+
+    /// As in recovery: effects as bytes, applied in their order.
+    fn replicate(&mut self) {
+        let mut effects = Vec::new();
+        self.keyspace.take_effects(&mut effects);
+        let mut rest = &effects[..];
+        while !rest.is_empty() {
+            let mutation = Mutation::decode(&mut rest).expect("what was encoded");
+            self.replica.apply(&mutation, self.now).expect("room for what had room");
+        }
     }
 
     fn compare(&mut self, key: &[u8]) {
@@ -320,6 +339,13 @@ impl Model {
             encoding: entry.encoding,
         });
         assert!(found.as_ref() == self.map.get(key), "{:?} differs", String::from_utf8_lossy(key));
+        let hash = self.replica.hash(key);
+        let replicated = self.replica.peek(key, hash, self.now).map(|entry| Expected {
+            value: entry.value.to_vec(),
+            expires_at: entry.expires_at,
+            encoding: entry.encoding,
+        });
+        assert!(replicated.as_ref() == self.map.get(key), "{:?} replicated", String::from_utf8_lossy(key));
     }
 
     fn scan_on(&mut self) {
@@ -409,4 +435,33 @@ fn few_keys_behave_like_a_map() {
 #[test]
 fn many_keys_behave_like_a_map() {
     run(seed(), 30_000, AccessMode::Lfu, steps(120_000));
+}
+
+#[test]
+fn clearing_is_an_effect_and_expiry_is_none() {
+    let now = Now { unix_us: 1_700_000_000_000_000, monotonic: Nanos(5_000_000_000) };
+    let later = Now { unix_us: now.unix_us + 10_000_000, ..now };
+    let mut keyspace = Keyspace::new(KeyspaceOptions::default(), Box::new(HeapSource::default()));
+    keyspace.keep_effects(true);
+    let hash = keyspace.hash(b"k");
+    let soon = Expiry::At(now.unix_ms() + 1000);
+    keyspace.set(b"k", hash, b"1", soon, Encoding::Auto, now).unwrap();
+    keyspace.clear(now);
+    keyspace.set(b"k", hash, b"2", soon, Encoding::Auto, now).unwrap();
+    let mut effects = Vec::new();
+    assert!(keyspace.take_effects(&mut effects));
+    assert!(keyspace.get(b"k", hash, later).is_none(), "its time has come");
+    assert!(!keyspace.take_effects(&mut Vec::new()), "and that was no effect");
+    // SETRANGE after that starts from nothing, also where the old value is still there.
+    keyspace.write_range(b"k", hash, 2, b"x", later).unwrap();
+    keyspace.take_effects(&mut effects);
+    let mut replica = Keyspace::new(KeyspaceOptions::default(), Box::new(HeapSource::default()));
+    let mut rest = &effects[..];
+    let mut count = 0;
+    while !rest.is_empty() {
+        replica.apply(&Mutation::decode(&mut rest).unwrap(), later).unwrap();
+        count += 1;
+    }
+    assert_eq!(replica.get(b"k", hash, later).unwrap().value, b"\0\0x");
+    assert_eq!((replica.len(), count), (1, 5));
 }
