@@ -28,7 +28,7 @@ raise_descriptor_limit() {
 }
 
 # The package and its counter-proof: tests/no_std/Cargo.toml says how it works. Same versions as the product's.
-store_without_std() {
+crates_without_std() {
     local manifest=tests/no_std/Cargo.toml output
     cp Cargo.lock tests/no_std/Cargo.lock
     cargo check --quiet --manifest-path "$manifest" --target-dir "$target/no_std" || return 1
@@ -46,9 +46,12 @@ raise_descriptor_limit
 step "rustfmt" cargo fmt --all --check
 step "rustfmt, redis-rs program" cargo fmt --check --manifest-path tests/clients/redis-rs/Cargo.toml
 step "rustfmt, no_std proof" cargo fmt --check --manifest-path tests/no_std/Cargo.toml
+step "rustfmt, model" cargo fmt --check --manifest-path tests/model/Cargo.toml
 step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 [[ $fast ]] || step "documentation builds" documentation
-step "store builds without std" store_without_std
+step "store and wal build without std" crates_without_std
+# Queues between shards and how shards sleep: every order of events, by loom.
+step "model check" cargo test --quiet --manifest-path tests/model/Cargo.toml --target-dir "$target/model"
 # Profile `ci`: fast enough for the random suites, with assertions and overflow checks. The server first: the oracle
 # and the client programs start it.
 step "the server builds" cargo build --quiet --profile ci -p reactor --bin millrace

@@ -103,6 +103,7 @@ fn start_server(io: Io, core: Option<usize>) -> Result<RunningServer, String> {
         ("http-port", "0".to_string()),
         ("bind", "127.0.0.1".to_string()),
         ("durability", "off".to_string()),
+        ("shards", "1".to_string()),
     ];
     settings.extend(core.map(|core| ("pin", core.to_string())));
     if io == Io::Epoll {

@@ -61,6 +61,12 @@ pub fn allowed_cores() -> Vec<usize> {
     cores
 }
 
+/// The memory node a core belongs to; `None` where the kernel does not say.
+pub fn memory_node(core: usize) -> Option<usize> {
+    let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{core}")).ok()?;
+    entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+}
+
 /// Whether this thread could be pinned to `core`; says why not.
 pub fn check_pin(core: usize) -> Result<(), PinError> {
     let allowed = allowed_cores();
@@ -139,6 +145,27 @@ impl ThreadCpuTime {
     /// it (and the clock's number may come back as another thread's).
     pub fn finish(&self) {
         self.final_ns.store(self.read().as_nanos() as u64, Ordering::Release);
+    }
+}
+
+/// The CPU time of several threads together.
+#[derive(Clone, Debug)]
+pub struct ThreadsCpuTime(Vec<ThreadCpuTime>);
+
+impl ThreadsCpuTime {
+    /// Of these.
+    pub fn of(threads: Vec<ThreadCpuTime>) -> Self {
+        Self(threads)
+    }
+
+    /// User and system time all of them have used so far.
+    pub fn read(&self) -> Duration {
+        self.each().iter().sum()
+    }
+
+    /// The same one by one.
+    pub fn each(&self) -> Vec<Duration> {
+        self.0.iter().map(ThreadCpuTime::read).collect()
     }
 }
 

@@ -4,8 +4,9 @@
 
 use reactor::io::stop::StopSignal;
 use reactor::io::sys;
-use reactor::server::config::{Invocation, Settings, from_arguments};
+use reactor::server::config::{Invocation, Launch, Settings, from_arguments};
 use reactor::server::start::Server;
+use reactor::server::topology::Topology;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match from_arguments(std::env::args_os()) {
         Ok(Invocation::Serve(settings)) => serve(*settings),
+        Ok(Invocation::Topology(settings)) => topology(&settings),
         Ok(Invocation::Print(text)) => print(&text),
         Err(usage) => usage.exit(),
     };
@@ -31,12 +33,24 @@ fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
     // Before anything is opened, so that a signal during the start is heeded as well.
     stop.on_signals()?;
     let server = Server::start_with(settings, stop)?;
-    for warning in &server.warnings {
-        eprintln!("millrace: warning: {warning}");
-    }
+    warn(&server.warnings);
     // A supervisor that closed its end is no reason not to serve.
     let _ = print(&format!("{}\n", server.ready_line()));
     Ok(server.join()?)
+}
+
+/// What a start with these settings would do.
+fn topology(settings: &Settings) -> Result<(), Box<dyn Error>> {
+    let launch = Launch::read(&settings.config)?;
+    let topology = Topology::plan(&launch)?;
+    warn(&topology.warnings);
+    print(&topology.describe(&launch))
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("millrace: warning: {warning}");
+    }
 }
 
 fn print(text: &str) -> Result<(), Box<dyn Error>> {

@@ -271,9 +271,9 @@ settings! {
     tcp_backlog: u32 = "tcp-backlog", Kind::Integer { min: 0, max: 2_147_483_647 }, "4096", fixed, "Connections waiting to be accepted.";
     tcp_keepalive: u32 = "tcp-keepalive", Kind::Integer { min: 0, max: 2_147_483_647 }, "300", mutable, "Seconds between probes of a silent peer; 0: none.";
     databases: u32 = "databases", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Number of databases; there is one.";
-    shards: u32 = "shards", Kind::Integer { min: 1, max: 1 }, "1", fixed, "Threads that each own a part of the keys; one for now.";
+    shards: String = "shards", Kind::Text, "", fixed, "Threads that each own a part of the keys, up to 128; empty: one for each core that pin names, or that this process may use.";
     hop_queue: u32 = "hop-queue", Kind::Integer { min: 1, max: 1_048_576 }, "1024", fixed, "Messages that may be on their way from one shard to another.";
-    pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards, such as 0 or 0,2; empty: not pinned.";
+    pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards in order, such as 0 or 0,2-5; empty: one shard is not pinned, several are, each to a core of its own where there are enough.";
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
     durability: String = "durability", Kind::Choice(&["off"]), "off", fixed, "What an acknowledged write survives; off: a crash takes it.";
     output_buffer_max: usize = "output-buffer-max", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", mutable, "Bytes of replies one client may leave unread before it is closed.";

@@ -327,13 +327,29 @@ impl Shared {
         }
     }
 
-    /// Sends a message to everybody who listens; returns how many that are.
+    /// Sends a message to everybody who listens, on every shard in hand; returns how many that are.
     pub fn publish(&mut self, caller: &mut Session, space: Space, channel: &[u8], message: &[u8]) -> usize {
+        self.metrics.messages_published += 1;
+        let mut count = self.publish_here(Some(caller), space, channel, message);
+        for (_, guest) in &mut self.fleet.guests {
+            // The names of connections are the shard's own: the caller is none of the guest's.
+            count += guest.publish_here(None, space, channel, message);
+        }
+        count
+    }
+
+    fn publish_here(
+        &mut self,
+        mut caller: Option<&mut Session>,
+        space: Space,
+        channel: &[u8],
+        message: &[u8],
+    ) -> usize {
         let mut receivers = core::mem::take(&mut self.receivers);
         self.pubsub.receivers(space, channel, &mut receivers);
         for (connection, pattern) in &receivers {
             let pattern = pattern.as_deref();
-            if *connection == caller.connection {
+            if let Some(caller) = caller.as_deref_mut().filter(|caller| caller.connection == *connection) {
                 pubsub::write_message(&mut caller.output, caller.resp3, space, pattern, channel, message);
             } else if let Some(mut session) = self.sessions.take(*connection) {
                 self.deliver(&mut session, |out, resp3| {
@@ -346,7 +362,6 @@ impl Shared {
         receivers.clear();
         receivers.shrink_to(64);
         self.receivers = receivers;
-        self.metrics.messages_published += 1;
         count
     }
 
@@ -1058,6 +1073,8 @@ impl Batch {
             );
             match outcome {
                 Outcome::Done => {}
+                // The shard that executes it counts its time.
+                Outcome::Hopped => run.hopped |= 1 << index,
                 Outcome::Postponed => {
                     run.end(shared, session, self, buffer, index, now, clock);
                     session.paused_client = true;
@@ -1094,6 +1111,8 @@ impl Batch {
 #[derive(Clone, Copy, Default)]
 struct Run {
     started: Option<(usize, Nanos)>,
+    /// Commands of the batch that other shards execute, by bit.
+    hopped: u64,
 }
 
 impl Run {
@@ -1120,6 +1139,9 @@ impl Run {
         let Some((first, started)) = self.started.take() else { return };
         let commands = &batch.commands[first..end];
         let elapsed = clock.monotonic().since(started);
+        if self.hopped >> first != 0 {
+            return self.end_with_hops(shared, commands, first, elapsed);
+        }
         if let [Planned { command: Some(command), .. }] = commands {
             shared.metrics.note_time(command.id, elapsed, 1);
             if shared.is_slow(elapsed) && !shared.times_everything {
@@ -1137,6 +1159,17 @@ impl Run {
                 shared.metrics.note_time(id, each, same as u64);
             }
             rest = &rest[same..];
+        }
+    }
+
+    /// The same for a run of which a part is on its way to other shards: that part is noted there.
+    #[inline(never)]
+    fn end_with_hops(&self, shared: &mut Shared, commands: &[Planned], first: usize, elapsed: Nanos) {
+        let Some(each) = elapsed.0.checked_div(commands.len() as u64).map(Nanos) else { return };
+        for (at, planned) in commands.iter().enumerate() {
+            if let Some(command) = planned.command.filter(|_| self.hopped >> (first + at) & 1 == 0) {
+                shared.metrics.note_time(command.id, each, 1);
+            }
         }
     }
 }

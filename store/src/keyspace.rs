@@ -432,6 +432,11 @@ impl Keyspace {
         }
     }
 
+    /// A number below `bound`, which must not be zero, from the keyspace's own randomness.
+    pub(crate) fn draw(&mut self, bound: usize) -> usize {
+        self.rng.below(bound)
+    }
+
     // ---- writes -----------------------------------------------------------------------------------------
 
     /// Gives a key a value, whether it had one or not.
@@ -749,6 +754,11 @@ impl Keyspace {
                 self.changes.watched.remove(key);
             }
         }
+    }
+
+    /// Keys that somebody watches.
+    pub fn watched_len(&self) -> usize {
+        self.changes.watched.len()
     }
 
     /// Whether nothing happened to a key since it was watched. Its time having come is something.

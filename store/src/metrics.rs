@@ -1,14 +1,19 @@
 //! The counters, and one table that names them: INFO and Prometheus are both read from it.
 //!
+//! Each shard counts for itself. What is shown is the whole server, merged as the table says while all shards are in
+//! one hand; [`SHARD_FIGURES`] are shown of each shard as well.
+//!
 //! Counters of the core are incremented where the thing happens. Those of the loop (`loop_*`) are copied in by
 //! the driver once a turn. Bounds that were reached have a counter each, so that nothing is dropped, refused
 //! or cut without a trace.
 
 use crate::command::COMMANDS;
 use crate::engine::Shared;
+use crate::pubsub::Space;
+use crate::slowlog::merged_slowlog;
 use crate::time::Nanos;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -33,6 +38,20 @@ pub struct CommandStats {
     pub failed: u64,
     /// Calls by the power of two of the microseconds they took.
     pub histogram: Option<Box<[u64; TIME_BUCKETS]>>,
+}
+
+impl CommandStats {
+    /// Adds what another shard knows of the same command.
+    fn add(&mut self, other: &CommandStats) {
+        self.calls += other.calls;
+        self.nanos += other.nanos;
+        self.rejected += other.rejected;
+        self.failed += other.failed;
+        if let Some(histogram) = &other.histogram {
+            let sums = self.histogram.get_or_insert_with(|| Box::new([0; TIME_BUCKETS]));
+            sums.iter_mut().zip(histogram.iter()).for_each(|(sum, count)| *sum += count);
+        }
+    }
 }
 
 /// Everything that is counted and not counted elsewhere.
@@ -223,71 +242,166 @@ pub struct Metric {
     pub info: (&'static str, &'static str),
     /// What Prometheus calls it.
     pub kind: MetricKind,
+    /// How the values of several shards become one.
+    pub merge: Merge,
     /// One sentence.
     pub help: &'static str,
-    /// The current value.
+    /// The current value of one shard.
     pub get: fn(&Shared) -> u64,
 }
+
+/// How the values of several shards become that of the server.
+#[derive(Clone, Copy, Debug)]
+pub enum Merge {
+    /// They are added.
+    Sum,
+    /// The greatest.
+    Max,
+    /// All are the same.
+    Same,
+    /// Computed from all shards at once.
+    Whole(fn(&Shared) -> u64),
+}
+
+impl Metric {
+    /// The value of the whole server, as far as it is in hand.
+    pub fn value(&self, shared: &Shared) -> u64 {
+        match self.merge {
+            Sum => sum(shared, self.get),
+            Max => shared.all().map(self.get).max().unwrap_or(0),
+            Same => (self.get)(shared),
+            Whole(compute) => compute(shared),
+        }
+    }
+}
+
+/// A number added up over all shards in hand.
+pub fn sum(shared: &Shared, of: impl Fn(&Shared) -> u64) -> u64 {
+    shared.all().map(of).sum()
+}
+
+/// A name may have listeners on several shards.
+fn distinct_names(shared: &Shared, space: Space) -> u64 {
+    if !shared.has_guests() {
+        return shared.pubsub.names(space) as u64;
+    }
+    let names: BTreeSet<&[u8]> = shared.all().flat_map(|shard| shard.pubsub.matching(space, None)).collect();
+    names.len() as u64
+}
+
+/// What is known of each command, of all shards in hand together.
+pub fn merged_commands(shared: &Shared) -> Vec<CommandStats> {
+    let mut merged = vec![CommandStats::default(); COMMANDS.len()];
+    for shard in shared.all() {
+        merged.iter_mut().zip(&shard.metrics.commands).for_each(|(into, of)| into.add(of));
+    }
+    merged
+}
+
+/// The error replies by their code, of all shards in hand together.
+pub fn merged_errors(shared: &Shared) -> BTreeMap<&[u8], u64> {
+    let mut merged = BTreeMap::new();
+    for (code, count) in shared.all().flat_map(|shard| &shard.metrics.errors) {
+        *merged.entry(&**code).or_default() += count;
+    }
+    merged
+}
+
+/// A figure that is also shown of each shard by itself.
+pub struct ShardFigure {
+    /// The field in INFO's lines; Prometheus says `millrace_shard_` before it, and `_total` behind a counter.
+    pub name: &'static str,
+    /// What Prometheus calls it.
+    pub kind: MetricKind,
+    /// One sentence.
+    pub help: &'static str,
+    /// The current value of one shard.
+    pub get: fn(&Shared) -> u64,
+}
+
+/// What tells shards apart: an uneven load, hops that could be spared, who waits for whom.
+#[rustfmt::skip]
+pub const SHARD_FIGURES: &[ShardFigure] = &[
+    ShardFigure { name: "keys", kind: Gauge, help: "Keys of a shard.", get: |s| s.keyspace.len() as u64 },
+    ShardFigure { name: "clients", kind: Gauge, help: "Clients of a shard.", get: |s| s.clients as u64 },
+    ShardFigure { name: "commands", kind: Counter, help: "Commands a shard executed.", get: |s| s.metrics.commands_processed },
+    ShardFigure { name: "hops_sent", kind: Counter, help: "Batches of commands a shard sent to others.", get: |s| s.fleet.hops_sent },
+    ShardFigure { name: "hop_commands_sent", kind: Counter, help: "Commands in them.", get: |s| s.fleet.hop_commands_sent },
+    ShardFigure { name: "hops_served", kind: Counter, help: "Batches of others a shard executed.", get: |s| s.fleet.hops_served },
+    ShardFigure { name: "queue_waits", kind: Counter, help: "Batches that waited because hop-queue were away.", get: |s| s.fleet.queue_waits },
+    ShardFigure { name: "gathered", kind: Counter, help: "Commands over several shards that a shard executed.", get: |s| s.fleet.gathered_commands },
+    ShardFigure { name: "times_lent", kind: Counter, help: "Times a shard was lent.", get: |s| s.fleet.times_lent },
+    ShardFigure { name: "busy_nanoseconds", kind: Counter, help: "Time a shard spent in turns, waiting excluded.", get: |s| s.metrics.loop_busy_nanos },
+    ShardFigure { name: "used_memory", kind: Gauge, help: "Bytes of a shard that maxmemory counts.", get: |s| s.used_memory() },
+];
 
 const fn metric(
     name: &'static str,
     info: (&'static str, &'static str),
     kind: MetricKind,
+    merge: Merge,
     help: &'static str,
     get: fn(&Shared) -> u64,
 ) -> Metric {
-    Metric { name, info, kind, help, get }
+    Metric { name, info, kind, merge, help, get }
 }
 
+use Merge::{Max, Same, Sum, Whole};
 use MetricKind::{Counter, Gauge};
 
 /// Every metric without labels.
 #[rustfmt::skip]
 pub const METRICS: &[Metric] = &[
-    metric("connected_clients", ("clients", "connected_clients"), Gauge, "Clients connected.", |s| s.clients as u64),
-    metric("maxclients", ("clients", "maxclients"), Gauge, "Clients that may be connected.", |s| u64::from(s.config.maxclients)),
-    metric("pubsub_clients", ("clients", "pubsub_clients"), Gauge, "Clients that listen to something.", |s| s.subscribers as u64),
-    metric("client_buffer_bytes", ("memory", "mem_clients_normal"), Gauge, "Bytes of all input and output buffers.", |s| s.buffer_bytes as u64),
-    metric("used_memory_bytes", ("memory", "used_memory"), Gauge, "Bytes that maxmemory counts: records, index and buffers.", |s| s.used_memory()),
-    metric("used_memory_peak_bytes", ("memory", "used_memory_peak"), Gauge, "The most it ever was.", |s| s.metrics.used_memory_peak.max(s.used_memory())),
-    metric("maxmemory_bytes", ("memory", "maxmemory"), Gauge, "The limit; 0 is none.", |s| s.config.maxmemory),
-    metric("dataset_bytes", ("memory", "used_memory_dataset"), Gauge, "Bytes of live records and the index.", |s| s.keyspace.used_bytes() as u64),
-    metric("process_resident_bytes", ("memory", "used_memory_rss"), Gauge, "Bytes of the process in memory.", |s| s.metrics.process_resident_bytes),
-    metric("connections_received_total", ("stats", "total_connections_received"), Counter, "Connections accepted.", |s| s.metrics.connections_received),
-    metric("commands_processed_total", ("stats", "total_commands_processed"), Counter, "Commands executed.", |s| s.metrics.commands_processed),
-    metric("commands_per_second", ("stats", "instantaneous_ops_per_sec"), Gauge, "Commands executed per second, lately.", |s| s.metrics.commands_per_second),
-    metric("input_bytes_total", ("stats", "total_net_input_bytes"), Counter, "Bytes received.", |s| s.metrics.input_bytes),
-    metric("output_bytes_total", ("stats", "total_net_output_bytes"), Counter, "Bytes given to the kernel.", |s| s.metrics.output_bytes),
-    metric("connections_rejected_total", ("stats", "rejected_connections"), Counter, "Connections refused for maxclients.", |s| s.metrics.connections_rejected),
-    metric("expired_keys_total", ("stats", "expired_keys"), Counter, "Keys whose time came.", |s| s.keyspace.stats().expired),
-    metric("evicted_keys_total", ("stats", "evicted_keys"), Counter, "Keys evicted for maxmemory.", |s| s.keyspace.stats().evicted),
-    metric("keyspace_hits_total", ("stats", "keyspace_hits"), Counter, "Lookups that found the key.", |s| s.keyspace.stats().hits),
-    metric("keyspace_misses_total", ("stats", "keyspace_misses"), Counter, "Lookups that did not.", |s| s.keyspace.stats().misses),
-    metric("pubsub_channels", ("stats", "pubsub_channels"), Gauge, "Channels somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Channels) as u64),
-    metric("pubsub_patterns", ("stats", "pubsub_patterns"), Gauge, "Patterns somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Patterns) as u64),
-    metric("pubsub_shard_channels", ("stats", "pubsubshard_channels"), Gauge, "Shard channels somebody listens to.", |s| s.pubsub.names(crate::pubsub::Space::Shard) as u64),
-    metric("messages_published_total", ("stats", "messages_published"), Counter, "Messages published.", |s| s.metrics.messages_published),
-    metric("error_replies_total", ("stats", "total_error_replies"), Counter, "Error replies.", |s| s.metrics.error_replies),
-    metric("protocol_errors_total", ("stats", "protocol_errors"), Counter, "Requests that broke the protocol.", |s| s.metrics.protocol_errors),
-    metric("output_limit_disconnections_total", ("stats", "client_output_buffer_limit_disconnections"), Counter, "Clients closed for output they did not read.", |s| s.metrics.output_limit_disconnections),
-    metric("query_limit_disconnections_total", ("stats", "client_query_buffer_limit_disconnections"), Counter, "Clients closed for too much input.", |s| s.metrics.query_limit_disconnections),
-    metric("timeout_disconnections_total", ("stats", "timeout_disconnections"), Counter, "Clients closed for silence.", |s| s.metrics.timeout_disconnections),
-    metric("output_pauses_total", ("stats", "output_pauses"), Counter, "Times a client's commands waited because it did not read.", |s| s.metrics.output_pauses),
-    metric("oom_rejections_total", ("stats", "oom_rejections"), Counter, "Commands refused for maxmemory.", |s| s.metrics.oom_rejections),
-    metric("store_refusals_total", ("stats", "store_refusals"), Counter, "Commands the store had no room for.", |s| s.metrics.store_refusals),
-    metric("http_requests_total", ("http", "http_requests"), Counter, "HTTP requests.", |s| s.metrics.http_requests),
-    metric("http_responses_4xx_total", ("http", "http_responses_4xx"), Counter, "HTTP responses that blame the client.", |s| s.metrics.http_responses_4xx),
-    metric("http_responses_5xx_total", ("http", "http_responses_5xx"), Counter, "HTTP responses that blame the server.", |s| s.metrics.http_responses_5xx),
-    metric("loop_turns_total", ("loop", "loop_turns"), Counter, "Turns of the loop.", |s| s.metrics.loop_turns),
-    metric("loop_enters_total", ("loop", "loop_enters"), Counter, "System calls that submitted or waited.", |s| s.metrics.loop_enters),
-    metric("loop_events_total", ("loop", "loop_events"), Counter, "Completions and readiness events.", |s| s.metrics.loop_events),
-    metric("loop_turn_nanoseconds_max", ("loop", "loop_turn_nanoseconds_max"), Gauge, "The longest turn, waiting excluded.", |s| s.metrics.loop_turn_nanos_max),
-    metric("loop_busy_nanoseconds_total", ("loop", "loop_busy_nanoseconds"), Counter, "Time spent in turns, waiting excluded.", |s| s.metrics.loop_busy_nanos),
-    metric("loop_buffer_exhaustions_total", ("loop", "loop_buffer_exhaustions"), Counter, "Times no receive buffer was free.", |s| s.metrics.loop_buffer_exhaustions),
-    metric("loop_short_sends_total", ("loop", "loop_short_sends"), Counter, "Sends that took only a part.", |s| s.metrics.loop_short_sends),
-    metric("keys", ("", ""), Gauge, "Keys.", |s| s.keyspace.len() as u64),
-    metric("keys_with_expiry", ("", ""), Gauge, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
-    metric("slowlog_entries", ("", ""), Gauge, "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
+    metric("connected_clients", ("clients", "connected_clients"), Gauge, Sum, "Clients connected.", |s| s.clients as u64),
+    metric("maxclients", ("clients", "maxclients"), Gauge, Same, "Clients that may be connected.", |s| u64::from(s.config.maxclients)),
+    metric("pubsub_clients", ("clients", "pubsub_clients"), Gauge, Sum, "Clients that listen to something.", |s| s.subscribers as u64),
+    metric("client_buffer_bytes", ("memory", "mem_clients_normal"), Gauge, Sum, "Bytes of all input and output buffers.", |s| s.buffer_bytes as u64),
+    metric("used_memory_bytes", ("memory", "used_memory"), Gauge, Sum, "Bytes that maxmemory counts: records, index and buffers.", |s| s.used_memory()),
+    metric("used_memory_peak_bytes", ("memory", "used_memory_peak"), Gauge, Sum, "The most it ever was; of several shards, the sum of what each ever had.", |s| s.metrics.used_memory_peak.max(s.used_memory())),
+    metric("maxmemory_bytes", ("memory", "maxmemory"), Gauge, Same, "The limit; 0 is none.", |s| s.config.maxmemory),
+    metric("dataset_bytes", ("memory", "used_memory_dataset"), Gauge, Sum, "Bytes of live records and the index.", |s| s.keyspace.used_bytes() as u64),
+    metric("process_resident_bytes", ("memory", "used_memory_rss"), Gauge, Max, "Bytes of the process in memory.", |s| s.metrics.process_resident_bytes),
+    metric("connections_received_total", ("stats", "total_connections_received"), Counter, Sum, "Connections accepted.", |s| s.metrics.connections_received),
+    metric("commands_processed_total", ("stats", "total_commands_processed"), Counter, Sum, "Commands executed.", |s| s.metrics.commands_processed),
+    metric("commands_per_second", ("stats", "instantaneous_ops_per_sec"), Gauge, Sum, "Commands executed per second, lately.", |s| s.metrics.commands_per_second),
+    metric("input_bytes_total", ("stats", "total_net_input_bytes"), Counter, Sum, "Bytes received.", |s| s.metrics.input_bytes),
+    metric("output_bytes_total", ("stats", "total_net_output_bytes"), Counter, Sum, "Bytes given to the kernel.", |s| s.metrics.output_bytes),
+    metric("connections_rejected_total", ("stats", "rejected_connections"), Counter, Sum, "Connections refused for maxclients.", |s| s.metrics.connections_rejected),
+    metric("expired_keys_total", ("stats", "expired_keys"), Counter, Sum, "Keys whose time came.", |s| s.keyspace.stats().expired),
+    metric("evicted_keys_total", ("stats", "evicted_keys"), Counter, Sum, "Keys evicted for maxmemory.", |s| s.keyspace.stats().evicted),
+    metric("keyspace_hits_total", ("stats", "keyspace_hits"), Counter, Sum, "Lookups that found the key.", |s| s.keyspace.stats().hits),
+    metric("keyspace_misses_total", ("stats", "keyspace_misses"), Counter, Sum, "Lookups that did not.", |s| s.keyspace.stats().misses),
+    metric("pubsub_channels", ("stats", "pubsub_channels"), Gauge, Whole(|s| distinct_names(s, Space::Channels)), "Channels somebody listens to.", |s| s.pubsub.names(Space::Channels) as u64),
+    metric("pubsub_patterns", ("stats", "pubsub_patterns"), Gauge, Whole(|s| distinct_names(s, Space::Patterns)), "Patterns somebody listens to.", |s| s.pubsub.names(Space::Patterns) as u64),
+    metric("pubsub_shard_channels", ("stats", "pubsubshard_channels"), Gauge, Whole(|s| distinct_names(s, Space::Shard)), "Shard channels somebody listens to.", |s| s.pubsub.names(Space::Shard) as u64),
+    metric("messages_published_total", ("stats", "messages_published"), Counter, Sum, "Messages published.", |s| s.metrics.messages_published),
+    metric("error_replies_total", ("stats", "total_error_replies"), Counter, Sum, "Error replies.", |s| s.metrics.error_replies),
+    metric("protocol_errors_total", ("stats", "protocol_errors"), Counter, Sum, "Requests that broke the protocol.", |s| s.metrics.protocol_errors),
+    metric("output_limit_disconnections_total", ("stats", "client_output_buffer_limit_disconnections"), Counter, Sum, "Clients closed for output they did not read.", |s| s.metrics.output_limit_disconnections),
+    metric("query_limit_disconnections_total", ("stats", "client_query_buffer_limit_disconnections"), Counter, Sum, "Clients closed for too much input.", |s| s.metrics.query_limit_disconnections),
+    metric("timeout_disconnections_total", ("stats", "timeout_disconnections"), Counter, Sum, "Clients closed for silence.", |s| s.metrics.timeout_disconnections),
+    metric("output_pauses_total", ("stats", "output_pauses"), Counter, Sum, "Times a client's commands waited because it did not read.", |s| s.metrics.output_pauses),
+    metric("oom_rejections_total", ("stats", "oom_rejections"), Counter, Sum, "Commands refused for maxmemory.", |s| s.metrics.oom_rejections),
+    metric("store_refusals_total", ("stats", "store_refusals"), Counter, Sum, "Commands the store had no room for.", |s| s.metrics.store_refusals),
+    metric("http_requests_total", ("http", "http_requests"), Counter, Sum, "HTTP requests.", |s| s.metrics.http_requests),
+    metric("http_responses_4xx_total", ("http", "http_responses_4xx"), Counter, Sum, "HTTP responses that blame the client.", |s| s.metrics.http_responses_4xx),
+    metric("http_responses_5xx_total", ("http", "http_responses_5xx"), Counter, Sum, "HTTP responses that blame the server.", |s| s.metrics.http_responses_5xx),
+    metric("loop_turns_total", ("loop", "loop_turns"), Counter, Sum, "Turns of the loop.", |s| s.metrics.loop_turns),
+    metric("loop_enters_total", ("loop", "loop_enters"), Counter, Sum, "System calls that submitted or waited.", |s| s.metrics.loop_enters),
+    metric("loop_events_total", ("loop", "loop_events"), Counter, Sum, "Completions and readiness events.", |s| s.metrics.loop_events),
+    metric("loop_turn_nanoseconds_max", ("loop", "loop_turn_nanoseconds_max"), Gauge, Max, "The longest turn, waiting excluded.", |s| s.metrics.loop_turn_nanos_max),
+    metric("loop_busy_nanoseconds_total", ("loop", "loop_busy_nanoseconds"), Counter, Sum, "Time spent in turns, waiting excluded.", |s| s.metrics.loop_busy_nanos),
+    metric("loop_buffer_exhaustions_total", ("loop", "loop_buffer_exhaustions"), Counter, Sum, "Times no receive buffer was free.", |s| s.metrics.loop_buffer_exhaustions),
+    metric("loop_short_sends_total", ("loop", "loop_short_sends"), Counter, Sum, "Sends that took only a part.", |s| s.metrics.loop_short_sends),
+    metric("hops_sent_total", ("shards", "hops_sent"), Counter, Sum, "Batches of commands sent to other shards.", |s| s.fleet.hops_sent),
+    metric("hop_commands_sent_total", ("shards", "hop_commands_sent"), Counter, Sum, "Commands in them.", |s| s.fleet.hop_commands_sent),
+    metric("hops_served_total", ("shards", "hops_served"), Counter, Sum, "Batches of other shards executed.", |s| s.fleet.hops_served),
+    metric("queue_waits_total", ("shards", "queue_waits"), Counter, Sum, "Batches that waited because hop-queue were away.", |s| s.fleet.queue_waits),
+    metric("gathered_commands_total", ("shards", "gathered_commands"), Counter, Sum, "Commands executed over several shards.", |s| s.fleet.gathered_commands),
+    metric("times_lent_total", ("shards", "times_lent"), Counter, Sum, "Times a shard was lent to another.", |s| s.fleet.times_lent),
+    metric("keys", ("", ""), Gauge, Sum, "Keys.", |s| s.keyspace.len() as u64),
+    metric("keys_with_expiry", ("", ""), Gauge, Sum, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
+    metric("slowlog_entries", ("", ""), Gauge, Whole(|s| merged_slowlog(s).len() as u64), "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
 ];
 
 /// All metrics in Prometheus' text format.
@@ -300,10 +414,19 @@ pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
     };
     for metric in METRICS {
         head(out, metric.name, metric.kind, metric.help);
-        out.extend_from_slice(format!("millrace_{} {}\n", metric.name, (metric.get)(shared)).as_bytes());
+        out.extend_from_slice(format!("millrace_{} {}\n", metric.name, metric.value(shared)).as_bytes());
     }
-    let called =
-        || COMMANDS.iter().map(|command| (command.name, &shared.metrics.commands[usize::from(command.id)]));
+    for figure in SHARD_FIGURES {
+        let ending = if figure.kind == Counter { "_total" } else { "" };
+        let name = format!("shard_{}{ending}", figure.name);
+        head(out, &name, figure.kind, figure.help);
+        for shard in shared.all() {
+            let (index, value) = (shard.fleet.place.index, (figure.get)(shard));
+            out.extend_from_slice(format!("millrace_{name}{{shard=\"{index}\"}} {value}\n").as_bytes());
+        }
+    }
+    let commands = merged_commands(shared);
+    let called = || COMMANDS.iter().map(|command| (command.name, &commands[usize::from(command.id)]));
     type Column = (&'static str, &'static str, fn(&CommandStats) -> String);
     let columns: [Column; 4] = [
         ("command_calls_total", "Calls by command.", |stats| format!("{}", stats.calls)),
@@ -324,7 +447,7 @@ pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
         }
     }
     head(out, "errors_total", Counter, "Error replies by code.");
-    for (code, count) in &shared.metrics.errors {
+    for (code, count) in merged_errors(shared) {
         let code: String =
             code.iter().map(|&byte| if byte.is_ascii_alphanumeric() { byte as char } else { '_' }).collect();
         out.extend_from_slice(format!("millrace_errors_total{{code=\"{code}\"}} {count}\n").as_bytes());

@@ -3,6 +3,7 @@
 //! Both are bounded rings. What they are told was measured with a clock the caller lent; nothing is measured
 //! here.
 
+use crate::engine::Shared;
 use crate::protocol::resp::Args;
 use crate::time::{Nanos, Now};
 use alloc::collections::{BTreeMap, VecDeque};
@@ -24,8 +25,8 @@ const SAMPLES_MAX: usize = 160;
 pub struct SlowCommand {
     /// Counts up and is never used twice.
     pub id: u64,
-    /// When it ended, seconds since 1970.
-    pub unix_seconds: u64,
+    /// When it ended, microseconds since 1970.
+    pub unix_us: u64,
     /// How long it took.
     pub duration_us: u64,
     /// Its arguments, shortened.
@@ -61,7 +62,7 @@ impl SlowLog {
         }
         let entry = SlowCommand {
             id: self.next_id,
-            unix_seconds: now.unix_us / 1_000_000,
+            unix_us: now.unix_us,
             duration_us: duration.0 / 1000,
             arguments,
             address: address.into(),
@@ -88,6 +89,42 @@ impl SlowLog {
     }
 }
 
+/// The slow log of the whole server, as far as it is in hand: the latest first, each with a number of its own. A
+/// shard alone shows Redis' numbers. `slowlog-max-len` is about the whole; what is over it is not shown, though its
+/// shard may still have it.
+pub fn merged_slowlog(shared: &Shared) -> Vec<(u64, &SlowCommand)> {
+    let mut shards: Vec<_> = shared
+        .all()
+        .map(|shard| {
+            let place = shard.fleet.place;
+            let numbered = move |entry: &SlowCommand| entry.id * place.count as u64 + place.index as u64;
+            shard.slowlog.iter().map(move |entry| (numbered(entry), entry)).peekable()
+        })
+        .collect();
+    let max = usize::try_from(shared.config.slowlog_max_len).unwrap_or(usize::MAX);
+    let mut merged = Vec::new();
+    // The order of a shard stays as it is, whatever the wall clock did.
+    let time = |entry: &(u64, &SlowCommand)| (entry.1.unix_us, entry.0);
+    while merged.len() < max
+        && let Some(newest) = (0..shards.len()).max_by_key(|&at| shards[at].peek().map(time))
+        && let Some(entry) = shards[newest].next()
+    {
+        merged.push(entry);
+    }
+    merged
+}
+
+/// Forgets what is over `slowlog-max-len` for the whole server.
+pub fn trim_slowlogs(shared: &mut Shared) {
+    if !shared.has_guests() {
+        return;
+    }
+    let count = shared.fleet.place.count as u64;
+    let mut kept = alloc::vec![0; count as usize];
+    merged_slowlog(shared).iter().for_each(|(id, _)| kept[(id % count) as usize] += 1);
+    shared.for_all(|shard| shard.slowlog.truncate(kept[shard.fleet.place.index]));
+}
+
 fn shortened(argument: &[u8]) -> Vec<u8> {
     if argument.len() <= ARGUMENT_BYTES_MAX {
         return argument.to_vec();
@@ -98,12 +135,48 @@ fn shortened(argument: &[u8]) -> Vec<u8> {
 }
 
 /// The history of one kind of event.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Series {
     /// Seconds since 1970 and milliseconds taken, the oldest first.
     pub samples: VecDeque<(u64, u64)>,
     /// The longest ever.
     pub max_ms: u64,
+}
+
+impl Series {
+    /// With the history of another shard; of two samples of one second, the longer.
+    fn with(self, other: &Series) -> Series {
+        let max_ms = self.max_ms.max(other.max_ms);
+        let mut samples = VecDeque::new();
+        let (mut ours, mut theirs) = (self.samples.into_iter().peekable(), other.samples.iter().peekable());
+        loop {
+            let (second, ms) = match (ours.peek(), theirs.peek()) {
+                (Some(our), Some(their)) if our.0 > their.0 => **their,
+                (Some(our), Some(their)) if our.0 == their.0 => (our.0, our.1.max(their.1)),
+                (Some(our), _) => *our,
+                (None, Some(their)) => **their,
+                (None, None) => break,
+            };
+            ours.next_if(|sample| sample.0 == second);
+            theirs.next_if(|sample| sample.0 == second);
+            samples.push_back((second, ms));
+        }
+        samples.drain(..samples.len().saturating_sub(SAMPLES_MAX));
+        Series { samples, max_ms }
+    }
+}
+
+/// The slow events of the whole server, as far as it is in hand.
+pub fn merged_latency(shared: &Shared) -> BTreeMap<&'static str, Series> {
+    let mut merged: BTreeMap<&'static str, Series> = BTreeMap::new();
+    for (event, series) in shared.all().flat_map(|shard| shard.latency.iter()) {
+        let whole = match merged.remove(event) {
+            Some(so_far) => so_far.with(series),
+            None => series.clone(),
+        };
+        merged.insert(event, whole);
+    }
+    merged
 }
 
 /// Slow events by their kind.
@@ -146,11 +219,9 @@ impl LatencyMonitor {
         self.events.len() < before
     }
 
-    /// Forgets everything; returns how many kinds there were.
-    pub fn clear(&mut self) -> usize {
-        let count = self.events.len();
+    /// Forgets everything.
+    pub fn clear(&mut self) {
         self.events.clear();
-        count
     }
 }
 

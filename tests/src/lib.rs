@@ -1,8 +1,8 @@
 //! Tests that belong to no single crate: the rules of the repository, and Redis as the oracle.
 //!
 //! [`tree`] reads the repository into memory, [`rules`] judges it; `tests/repository.rs` puts the two together. The
-//! client programs (`tests/clients/`) and the proof that `store` needs no std (`tests/no_std/`) are beside them and
-//! are run by `test.sh`. [`oracle`] sends random commands to redis-server and to Millrace and compares the replies
+//! client programs (`tests/clients/`) and the proof that `store` and `wal` need no std (`tests/no_std/`) are beside
+//! them and are run by `test.sh`. [`oracle`] sends random commands to redis-server and to Millrace and compares the replies
 //! byte for byte; `tests/oracle.rs` says how many. [`random`] is the seeded generator.
 
 pub mod oracle;

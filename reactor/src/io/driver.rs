@@ -5,6 +5,7 @@
 
 use crate::server::event::{ConnectionId, Event, Operation};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Turns operations into system calls and what the kernel reports into events.
@@ -22,6 +23,10 @@ pub trait Driver {
 
     /// An unused connection id for `Operation::Connect`; `None` where the table is full.
     fn reserve(&mut self) -> Option<ConnectionId>;
+
+    /// From now on raising this eventfd ends a wait, without an event: it is how other shards say that there is a
+    /// message. It is never read here. Each raise counts, also while the descriptor is readable.
+    fn watch(&mut self, waker: OwnedFd) -> io::Result<()>;
 
     /// What the driver did so far.
     fn counters(&self) -> DriverCounters;

@@ -56,6 +56,7 @@ const GONE: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 
 /// Tokens of what is not a connection: slots no table reaches.
 const SLOT_STOP: u32 = u32::MAX;
+const SLOT_WAKER: u32 = u32::MAX - 1;
 const SLOT_LISTENERS: u32 = u32::MAX - 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,7 @@ pub struct EpollDriver {
     /// Set while accepting is given up for a moment.
     resting_until: Option<Instant>,
     stop: StopSignal,
+    waker: Option<OwnedFd>,
     options: EpollOptions,
     connections: Vec<Connection>,
     free: Vec<u32>,
@@ -144,7 +146,7 @@ impl EpollDriver {
     /// Starts accepting on `listeners`.
     pub fn new(listeners: Vec<Listener>, options: EpollOptions, stop: StopSignal) -> io::Result<Self> {
         assert!(options.max_connections < SLOT_LISTENERS as usize, "slots and tokens do not meet");
-        assert!(listeners.len() < (SLOT_STOP - SLOT_LISTENERS) as usize, "one token for each listener");
+        assert!(listeners.len() < (SLOT_WAKER - SLOT_LISTENERS) as usize, "one token for each listener");
         // SAFETY: no pointers; the descriptor returned is new and nobody else's.
         let epoll = unsafe { OwnedFd::from_raw_fd(sys::check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) };
         let driver = EpollDriver {
@@ -152,6 +154,7 @@ impl EpollDriver {
             listeners: listeners.into_iter().map(Some).collect(),
             resting_until: None,
             stop,
+            waker: None,
             options,
             connections: Vec::new(),
             free: Vec::new(),
@@ -167,10 +170,17 @@ impl EpollDriver {
         };
         for (index, listener) in driver.listeners.iter().flatten().enumerate() {
             listener.set_nonblocking()?;
-            driver.control(libc::EPOLL_CTL_ADD, listener.as_raw_fd(), READ, listener_token(index))?;
+            driver.listen(index, listener)?;
         }
         driver.control(libc::EPOLL_CTL_ADD, driver.stop.as_raw_fd(), READ, SLOT_STOP as u64)?;
         Ok(driver)
+    }
+
+    /// Waits for connections. On a socket that other shards wait on too only one of those that sleep is woken, and
+    /// whoever comes last to the queue of waiters has its turn last.
+    fn listen(&self, index: usize, listener: &Listener) -> io::Result<()> {
+        let events = if listener.is_shared() { READ | libc::EPOLLEXCLUSIVE as u32 } else { READ };
+        self.control(libc::EPOLL_CTL_ADD, listener.as_raw_fd(), events, listener_token(index))
     }
 
     fn control(&self, operation: libc::c_int, descriptor: RawFd, events: u32, token: u64) -> io::Result<()> {
@@ -301,6 +311,8 @@ impl EpollDriver {
         if slot >= SLOT_LISTENERS {
             return match slot {
                 SLOT_STOP => self.on_stop(),
+                // Edge-triggered and never read: that it ended the wait is all.
+                SLOT_WAKER => Step::Nothing,
                 _ => self.on_acceptable((slot - SLOT_LISTENERS) as usize),
             };
         }
@@ -365,6 +377,9 @@ impl EpollDriver {
             self.accepts_left -= 1;
             match accept(listener) {
                 Ok((socket, peer)) => {
+                    if listener.is_shared() {
+                        self.go_last(index);
+                    }
                     if let Some(event) = self.accepted(socket, index, peer) {
                         return Step::Accepted(event);
                     }
@@ -381,6 +396,17 @@ impl EpollDriver {
                 },
             }
         }
+    }
+
+    /// Has had its turn at a shared listener: the next connection is another shard's, if one sleeps.
+    fn go_last(&mut self, index: usize) {
+        self.accepts_left = 0;
+        let Some(listener) = self.listeners[index].as_ref().filter(|_| self.resting_until.is_none()) else {
+            return;
+        };
+        self.control(libc::EPOLL_CTL_DEL, listener.as_raw_fd(), 0, 0)
+            .and_then(|()| self.listen(index, listener))
+            .expect("epoll_ctl on a listener of ours");
     }
 
     fn accepted(
@@ -402,7 +428,9 @@ impl EpollDriver {
 
     /// Out of descriptors: the waiting connections would be reported for ever, so do not listen for a moment.
     fn rest(&mut self) {
-        self.set_listening(false);
+        if self.resting_until.is_none() {
+            self.set_listening(false);
+        }
         self.resting_until = Some(Instant::now() + ACCEPT_REST);
     }
 
@@ -412,11 +440,14 @@ impl EpollDriver {
     }
 
     fn set_listening(&self, on: bool) {
-        let events = if on { READ } else { 0 };
         for (index, listener) in self.listeners.iter().enumerate() {
             let Some(listener) = listener else { continue };
-            self.control(libc::EPOLL_CTL_MOD, listener.as_raw_fd(), events, listener_token(index))
-                .expect("epoll_ctl on a listener of ours");
+            // Not modified but added and deleted: an exclusive watch cannot be modified.
+            let done = match on {
+                true => self.listen(index, listener),
+                false => self.control(libc::EPOLL_CTL_DEL, listener.as_raw_fd(), 0, 0),
+            };
+            done.expect("epoll_ctl on a listener of ours");
         }
     }
 
@@ -662,6 +693,13 @@ impl Driver for EpollDriver {
 
     fn reserve(&mut self) -> Option<ConnectionId> {
         self.allocate(State::Reserved).map(|slot| self.id(slot))
+    }
+
+    fn watch(&mut self, waker: OwnedFd) -> io::Result<()> {
+        let events = READ | libc::EPOLLET as u32;
+        self.control(libc::EPOLL_CTL_ADD, waker.as_raw_fd(), events, SLOT_WAKER as u64)?;
+        self.waker = Some(waker);
+        Ok(())
     }
 
     fn counters(&self) -> DriverCounters {

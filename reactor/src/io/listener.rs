@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::session::Transport;
 
@@ -49,8 +50,9 @@ pub struct Listener {
     socket: Socket,
     transport: Transport,
     address: Target,
-    /// Removes the socket's file when this goes, if there is one.
-    _file: Option<SocketFile>,
+    /// Removes the socket's file when the last listener on it goes, if there is one.
+    file: Option<Arc<SocketFile>>,
+    shared: bool,
 }
 
 impl Listener {
@@ -74,7 +76,28 @@ impl Listener {
             .local_addr()
             .map(|bound| bound.as_socket().expect("an IP socket has an IP address"))
             .map_err(|error| ListenError::new(&Target::Tcp(address), error))?;
-        Ok(Self { socket, transport, address: Target::Tcp(bound), _file: None })
+        Ok(Self { socket, transport, address: Target::Tcp(bound), file: None, shared: false })
+    }
+
+    /// One more listener at the same place, for another shard.
+    ///
+    /// On TCP a socket of its own (SO_REUSEPORT): the kernel deals connections out. On AF_UNIX, which has no such
+    /// thing, the same socket under another descriptor: see [`is_shared`](Self::is_shared).
+    ///
+    /// The first of a port is bound without SO_REUSEPORT, so that it is refused wherever another server listens, even
+    /// one of the same user that would share; only when it has the port the option is set, and others may join.
+    pub fn another(&mut self, options: ListenOptions) -> Result<Self, ListenError> {
+        let opened = (|| match &self.address {
+            Target::Tcp(address) => {
+                self.socket.set_reuse_port(true)?;
+                Self::try_tcp(*address, ListenOptions { reuse_port: true, ..options })
+            }
+            Target::Unix(_) => self.socket.try_clone(),
+        })();
+        let socket = opened.map_err(|error| ListenError::new(&self.address, error))?;
+        self.shared = self.file.is_some();
+        let (address, file) = (self.address.clone(), self.file.clone());
+        Ok(Self { socket, transport: self.transport, address, file, shared: self.shared })
     }
 
     fn try_tcp(address: SocketAddr, options: ListenOptions) -> io::Result<Socket> {
@@ -118,7 +141,9 @@ impl Listener {
             }
         };
         match result {
-            Ok((socket, file)) => Ok(Self { socket, transport, address: target, _file: Some(file) }),
+            Ok((socket, file)) => {
+                Ok(Self { socket, transport, address: target, file: Some(Arc::new(file)), shared: false })
+            }
             Err(error) => Err(ListenError::new(&target, error)),
         }
     }
@@ -126,6 +151,12 @@ impl Listener {
     /// Where it listens; a TCP port is the real one.
     pub fn address(&self) -> &Target {
         &self.address
+    }
+
+    /// Other shards wait on the very same socket. A driver then takes one connection at a time and lines up behind
+    /// the others, or one shard would get them all.
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// The protocol spoken here.
@@ -382,6 +413,43 @@ mod tests {
         let one = Listener::tcp(localhost(), Transport::Resp, shared).unwrap();
         Listener::tcp(port_of(&one), Transport::Resp, shared).unwrap();
         assert!(Listener::try_tcp(port_of(&one), ListenOptions::default()).is_err());
+    }
+
+    /// SO_REUSEPORT lets any server of the same user join: ours must not, and must be found by others like it.
+    #[test]
+    fn a_port_is_shared_with_our_own_shards_only() {
+        let options = ListenOptions::default();
+        let shared = ListenOptions { reuse_port: true, ..options };
+        let stranger = Listener::try_tcp(localhost(), shared).unwrap();
+        let address = stranger.local_addr().unwrap().as_socket().unwrap();
+        let error = Listener::tcp(address, Transport::Resp, options).unwrap_err();
+        assert!(error.to_string().contains("the port is taken"), "{error}");
+
+        let mut first = Listener::tcp(localhost(), Transport::Resp, options).unwrap();
+        let all = [first.another(options).unwrap(), first.another(options).unwrap(), first];
+        assert!(Listener::try_tcp(port_of(&all[0]), options).is_err());
+        // The kernel deals connections out among all three.
+        let _clients: Vec<_> = (0..64).map(|_| TcpStream::connect(port_of(&all[0])).unwrap()).collect();
+        for listener in &all {
+            listener.set_nonblocking().unwrap();
+            assert!(listener.socket.accept().is_ok(), "a listener without a connection");
+            assert!(!listener.is_shared());
+        }
+    }
+
+    #[test]
+    fn the_file_of_a_shared_unix_socket_goes_with_the_last_listener() {
+        let scratch = Scratch::new("unix-shared");
+        let path = scratch.0.join("s");
+        let options = ListenOptions::default();
+        let mut one = Listener::unix(&path, Transport::Resp, options).unwrap();
+        assert!(!one.is_shared());
+        let other = one.another(options).unwrap();
+        assert!(one.is_shared() && other.is_shared());
+        drop(one);
+        UnixStream::connect(&path).unwrap();
+        drop(other);
+        assert!(!path.exists());
     }
 
     #[test]

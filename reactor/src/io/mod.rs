@@ -7,6 +7,7 @@
 //! | [`epoll`] | the epoll driver: the honest baseline, and the way in where io_uring is forbidden |
 //! | [`listener`] | bound sockets, TCP and AF_UNIX |
 //! | [`memory`] | the arena's segments on huge pages |
+//! | [`queue`], [`sync`] | a bounded queue between two threads, and what it is built of |
 //! | [`stop`] | SIGTERM, SIGINT and other threads asking for the end |
 //! | [`probe`] | what this kernel and these limits allow, and what to do where they do not |
 //! | `sys` | single system calls behind safe signatures |
@@ -21,7 +22,9 @@ pub mod epoll;
 pub mod listener;
 pub mod memory;
 pub mod probe;
+pub mod queue;
 pub mod ring;
 pub mod stop;
+pub mod sync;
 pub mod sys;
 pub mod uring;

@@ -54,6 +54,23 @@ pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::poll(&mut entry, 1, 0) == 1 && entry.revents & libc::POLLIN != 0 }
 }
 
+/// Waits until a read would not block, at most `timeout` (`None`: for ever); `false`: it would, still.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let span = timeout.map(timespec);
+    let span = span.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one valid entry, count one; the span, where there is one, outlives the call; no signal mask.
+    unsafe { libc::ppoll(&mut entry, 1, span, std::ptr::null()) == 1 && entry.revents & libc::POLLIN != 0 }
+}
+
+/// Takes an eventfd's count: it is not readable any more. Nothing to take is no error.
+pub(crate) fn eventfd_take(fd: BorrowedFd<'_>) {
+    let mut count = 0u64;
+    // SAFETY: `count` is eight writable bytes for the duration of the call. It does not wait: the descriptor is
+    // non-blocking, and EAGAIN means that there was nothing.
+    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+}
+
 /// Nanoseconds on one of the kernel's clocks; `None` where the clock is gone (a thread that ended).
 #[inline]
 pub(crate) fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
@@ -139,6 +156,17 @@ mod tests {
         eventfd_raise(event.as_fd());
         assert!(is_readable(event.as_fd()));
         assert!(is_readable(event.as_fd()), "polling does not take the count");
+    }
+
+    #[test]
+    fn what_is_taken_from_an_eventfd_is_gone_and_waiting_ends_with_the_time() {
+        let event = eventfd().unwrap();
+        eventfd_take(event.as_fd());
+        assert!(!wait_readable(event.as_fd(), Some(Duration::from_micros(100))));
+        eventfd_raise(event.as_fd());
+        assert!(wait_readable(event.as_fd(), None));
+        eventfd_take(event.as_fd());
+        assert!(!wait_readable(event.as_fd(), Some(Duration::ZERO)));
     }
 
     #[test]

@@ -89,6 +89,8 @@ enum Kind {
     Sweep,
     /// FIN on a descriptor in the ring's table.
     FinishSend,
+    /// The eventfd by which other threads end a wait.
+    Wake,
     /// Cancellations: their own results say nothing we need.
     Other,
 }
@@ -105,6 +107,7 @@ impl Kind {
             7 => Kind::Stop,
             8 => Kind::Sweep,
             9 => Kind::FinishSend,
+            10 => Kind::Wake,
             _ => Kind::Other,
         }
     }
@@ -180,6 +183,7 @@ pub struct UringDriver {
     resting_listeners: bool,
     accepting: bool,
     stop: StopSignal,
+    waker: Option<OwnedFd>,
     options: UringOptions,
     /// The buffer whose bytes the caller may still be reading.
     lent: Option<u16>,
@@ -214,6 +218,7 @@ impl UringDriver {
             resting_listeners: false,
             accepting: true,
             stop,
+            waker: None,
             options,
             lent: None,
             rearm: Vec::new(),
@@ -249,7 +254,10 @@ impl UringDriver {
                 continue;
             }
             let descriptor = types::Fd(listener.as_raw_fd());
-            let entry = match (self.options.multishot_accept, self.options.direct_descriptors) {
+            // Of several rings that wait on one socket the kernel wakes the one that began to wait first. A multishot
+            // operation would keep its place for ever and get every connection; armed afresh, each has its turn.
+            let multishot = self.options.multishot_accept && !listener.is_shared();
+            let entry = match (multishot, self.options.direct_descriptors) {
                 (true, direct) => opcode::AcceptMulti::new(descriptor)
                     .allocate_file_index(direct)
                     .flags(if direct { 0 } else { libc::SOCK_CLOEXEC })
@@ -364,6 +372,14 @@ impl UringDriver {
             Descriptor::None => unreachable!("an open connection has a descriptor"),
         };
         self.push(entry.user_data(tag));
+    }
+
+    /// Edge by edge: the eventfd is never read, and each raise is a completion.
+    fn arm_waker(&mut self) {
+        if let Some(waker) = &self.waker {
+            let poll = opcode::PollAdd::new(types::Fd(waker.as_raw_fd()), libc::POLLIN as u32).multi(true);
+            self.push(poll.build().user_data(user_data(Kind::Wake, 0, 0)));
+        }
     }
 
     /// Notes that a connection was heard; it is looked at again once it has fallen silent.
@@ -728,6 +744,12 @@ impl UringDriver {
             Kind::Accept => return self.on_accept(completion),
             Kind::Stop => return Step::Event(Event::StopRequested),
             Kind::Other => return Step::Nothing,
+            Kind::Wake => {
+                if !completion.more() {
+                    self.arm_waker();
+                }
+                return Step::Nothing;
+            }
             Kind::Sweep => {
                 self.sweep();
                 return Step::Nothing;
@@ -757,7 +779,7 @@ impl UringDriver {
                 }
                 Step::Event(Event::Closed { connection: id })
             }
-            Kind::Accept | Kind::Stop | Kind::Sweep | Kind::Other => Step::Nothing,
+            Kind::Accept | Kind::Stop | Kind::Sweep | Kind::Wake | Kind::Other => Step::Nothing,
         }
     }
 }
@@ -906,6 +928,12 @@ impl Driver for UringDriver {
     fn reserve(&mut self) -> Option<ConnectionId> {
         let slot = self.allocate(State::Reserved)?;
         Some(self.id(slot))
+    }
+
+    fn watch(&mut self, waker: OwnedFd) -> io::Result<()> {
+        self.waker = Some(waker);
+        self.arm_waker();
+        Ok(())
     }
 
     fn counters(&self) -> DriverCounters {

@@ -15,6 +15,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use store::config::{Config, Kind, SETTINGS, Setting};
+use store::shards::SHARDS_MAX;
 use toml::de::{DeTable, DeValue};
 
 /// Slots a driver has beyond `maxclients`, for connections that are told that there are too many.
@@ -41,6 +42,8 @@ impl From<Config> for Settings {
 pub enum Invocation {
     /// Serve.
     Serve(Box<Settings>),
+    /// Print what would run where, and leave.
+    Topology(Box<Settings>),
     /// Print this to stdout and leave.
     Print(String),
 }
@@ -55,15 +58,22 @@ where
 {
     let matches = command().try_get_matches_from(arguments)?;
     let mut settings = Settings::from(Config::default());
-    if let Some(path) = matches.get_one::<String>("config") {
-        apply_file(&mut settings, Path::new(path)).map_err(refuse)?;
+    let topology = matches.subcommand_matches("topology");
+    for matches in [Some(&matches), topology].into_iter().flatten() {
+        if let Some(path) = matches.get_one::<String>("config") {
+            apply_file(&mut settings, Path::new(path)).map_err(refuse)?;
+        }
     }
-    apply_flags(&mut settings, &matches).map_err(refuse)?;
+    for matches in [Some(&matches), topology].into_iter().flatten() {
+        apply_flags(&mut settings, matches).map_err(refuse)?;
+    }
     // What can be judged without starting is judged here, so that it is a usage error too.
     Launch::read(&settings.config).map_err(refuse)?;
-    Ok(match matches.get_flag("print-config") {
-        true => Invocation::Print(to_toml(&settings.config)),
-        false => Invocation::Serve(Box::new(settings)),
+    let print = matches.get_flag("print-config");
+    Ok(match (print, topology) {
+        (true, _) => Invocation::Print(to_toml(&settings.config)),
+        (false, Some(_)) => Invocation::Topology(Box::new(settings)),
+        (false, None) => Invocation::Serve(Box::new(settings)),
     })
 }
 
@@ -87,9 +97,15 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Millrace: an in-memory key-value server on io_uring, for the Redis protocol and HTTP")
         .after_help("When every listener accepts, one line on stdout says `ready` with the addresses.")
-        .arg(file)
+        .arg(file.clone())
         .arg(print)
         .args(SETTINGS.iter().map(flag))
+        .subcommand(
+            Command::new("topology")
+                .about("Print which shard would run on which core, with which keys and listeners, and leave")
+                .arg(file)
+                .args(SETTINGS.iter().map(flag)),
+        )
 }
 
 fn flag(setting: &'static Setting) -> Arg {
@@ -272,6 +288,8 @@ pub struct Launch {
     pub pin: Vec<usize>,
     /// Threads that serve.
     pub shards: usize,
+    /// Messages that may be on their way from one shard to another.
+    pub hop_queue: usize,
     /// Switches of the io_uring driver.
     pub uring: UringOptions,
     /// Bounds of the epoll driver.
@@ -282,6 +300,7 @@ impl Launch {
     /// Reads them out of the table's values; the error names the setting.
     pub fn read(config: &Config) -> Result<Self, String> {
         let max_connections = config.maxclients as usize + SPARE_CONNECTIONS;
+        let pin = cores(&config.pin).map_err(|error| format!("pin: {error}"))?;
         let launch = Launch {
             port: config.port,
             http_port: config.http.then_some(config.http_port),
@@ -290,8 +309,9 @@ impl Launch {
             backlog: config.tcp_backlog,
             clients_max: config.maxclients as usize,
             io: if config.io == "epoll" { Io::Epoll } else { Io::Uring },
-            pin: cores(&config.pin).map_err(|error| format!("pin: {error}"))?,
-            shards: config.shards as usize,
+            shards: shards(&config.shards, &pin).map_err(|error| format!("shards: {error}"))?,
+            hop_queue: config.hop_queue as usize,
+            pin,
             uring: UringOptions {
                 ring: RingOptions {
                     single_issuer: config.uring_single_issuer,
@@ -312,9 +332,12 @@ impl Launch {
             },
             epoll: EpollOptions { max_connections },
         };
-        if !launch.pin.is_empty() && launch.pin.len() != launch.shards {
+        if launch.pin.len() > launch.shards {
             let (cores, shards) = (launch.pin.len(), launch.shards);
-            return Err(format!("pin: {cores} cores for {shards} shards; name one core for each"));
+            return Err(format!(
+                "pin: {cores} cores for {shards} shard{}; name one core for each, or ask for more shards",
+                if shards == 1 { "" } else { "s" }
+            ));
         }
         if launch.bind.is_empty() && launch.unix.is_none() {
             return Err("bind and unixsocket are both empty: nothing would listen".into());
@@ -330,6 +353,20 @@ fn cores(text: &str) -> Result<Vec<usize>, String> {
     let list = text.split_ascii_whitespace().collect::<Vec<_>>().join(",");
     crate::cpu::parse_core_list(&list)
         .ok_or_else(|| format!("{text:?} is no list of cores, as 0 or 1,3 or 4-7"))
+}
+
+/// How many shards: as many as was said, or one for each core.
+fn shards(text: &str, pin: &[usize]) -> Result<usize, String> {
+    match text.trim() {
+        "" if pin.is_empty() => Ok(crate::cpu::allowed_cores().len().clamp(1, SHARDS_MAX)),
+        "" => Ok(pin.len().min(SHARDS_MAX)),
+        text => match text.parse() {
+            Ok(0) => Err("0 shards would own no key and serve nobody; ask for 1 or more".into()),
+            Ok(count) if count <= SHARDS_MAX => Ok(count),
+            Ok(count) => Err(format!("{count} are more than the {SHARDS_MAX} a server can have")),
+            Err(_) => Err(format!("{text:?} is no number from 1 to {SHARDS_MAX}")),
+        },
+    }
 }
 
 fn buffer_count(count: u32) -> Result<u16, String> {
@@ -457,7 +494,14 @@ mod tests {
             (&["--port", "x"], "--port"),
             (&["--io", "kqueue"], "io"),
             (&["--pin", "a"], "pin"),
-            (&["--pin", "0,1"], "pin: 2 cores for 1 shards"),
+            (&["--pin", "0,1", "--shards", "1"], "pin: 2 cores for 1 shard;"),
+            (&["--shards", "0"], "shards: 0 shards would own no key"),
+            (&["--shards", "129"], "shards: 129 are more than the 128"),
+            (&["--shards", "-1"], "shards: \"-1\" is no number from 1 to 128"),
+            (&["--shards", "two"], "shards: \"two\" is no number"),
+            (&["--hop-queue", "0"], "--hop-queue"),
+            (&["topology", "--shards", "0"], "shards: 0 shards"),
+            (&["topology", "--print-config"], "--print-config"),
             (&["--bind", "nowhere"], "bind"),
             (&["--bind", ""], "nothing would listen"),
             (&["--uring-provided-buffers-count", "500"], "power of two"),
@@ -465,6 +509,32 @@ mod tests {
         ] {
             let error = refused(arguments);
             assert!(error.contains(says), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn there_is_a_shard_for_each_core_unless_told_otherwise() {
+        let shards = |arguments: &[&str]| Launch::read(&serve(arguments).config).unwrap().shards;
+        assert_eq!(shards(&[]), crate::cpu::allowed_cores().len().min(SHARDS_MAX));
+        assert_eq!(shards(&["--pin", "0,2-4"]), 4);
+        assert_eq!(shards(&["--pin", "0,1", "--shards", "3"]), 3);
+        assert_eq!(shards(&["--shards", "128"]), 128);
+    }
+
+    #[test]
+    fn topology_takes_the_flags_of_serving_on_either_side() {
+        let path = file("topology", "shards = 3\nport = 7000\n");
+        for arguments in [
+            &["topology", "--config", &path, "--port", "7001"][..],
+            &["--port", "7001", "topology", "--config", &path],
+        ] {
+            match from_arguments([&["millrace"], arguments].concat()) {
+                Ok(Invocation::Topology(settings)) => {
+                    let launch = Launch::read(&settings.config).unwrap();
+                    assert_eq!((launch.shards, launch.port), (3, 7001));
+                }
+                other => panic!("{arguments:?}: {other:?}"),
+            }
         }
     }
 

@@ -6,10 +6,14 @@
 //! | [`pipeline`] | the pure heart of a shard: events in, operations out |
 //! | [`event`] | every event and every operation, on one screen |
 //! | [`config`] | flags, configuration file, and what the reactor itself heeds of them |
+//! | [`mailbox`] | messages between shards, and how they sleep and wake |
+//! | [`topology`] | what runs where |
 //! | [`start`] | listeners, driver, thread: starting and stopping |
 
 pub mod config;
 pub mod event;
+pub mod mailbox;
 pub mod pipeline;
 pub mod shard;
 pub mod start;
+pub mod topology;

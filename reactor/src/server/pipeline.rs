@@ -13,6 +13,7 @@ use super::event::{ConnectionId, Event, Operation};
 use std::collections::VecDeque;
 use store::engine::{Action, Engine};
 use store::session::{Peer, Transport};
+use store::shards::Message;
 use store::time::{Clock, Nanos, Now};
 
 /// How long a closing connection may go on sending before it is cut.
@@ -69,6 +70,8 @@ pub struct Pipeline {
     lingering: VecDeque<(Nanos, ConnectionId)>,
     stall: Nanos,
     stopping_until: Option<Nanos>,
+    /// A client asked for the end, and the other shards have not been told.
+    stop_wanted: bool,
 }
 
 impl Pipeline {
@@ -83,6 +86,7 @@ impl Pipeline {
             lingering: VecDeque::new(),
             stall: Nanos(0),
             stopping_until: None,
+            stop_wanted: false,
         }
     }
 
@@ -201,7 +205,8 @@ impl Pipeline {
     pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
         let mut timeout = self.engine.poll_timeout(now);
         let lingering = self.lingering.front().map(|entry| Nanos(entry.0.0 + self.linger().0));
-        let deadlines = [lingering, self.stopping_until];
+        // Stopped already, only other shards are waited for.
+        let deadlines = [lingering, self.stopping_until.filter(|_| self.open > 0)];
         for deadline in deadlines.into_iter().flatten() {
             let left = deadline.since(now.monotonic);
             timeout = Some(timeout.map_or(left, |other| other.min(left)));
@@ -213,6 +218,41 @@ impl Pipeline {
     #[inline]
     pub fn take_stall(&mut self) -> Nanos {
         std::mem::take(&mut self.stall)
+    }
+
+    /// A client has sent SHUTDOWN: the other shards have to stop too. Told once.
+    #[inline]
+    pub fn wants_stop(&mut self) -> bool {
+        std::mem::take(&mut self.stop_wanted)
+    }
+
+    /// Takes what another shard says; its answer may wait for `Return` of a shard that is lent.
+    #[inline]
+    pub fn handle_message(&mut self, from: usize, message: Message, now: Now, clock: &dyn Clock) {
+        self.engine.handle_message(from, message, now, clock);
+    }
+
+    /// The next thing for another shard to hear.
+    #[inline]
+    pub fn poll_message(&mut self) -> Option<(usize, Message)> {
+        self.engine.poll_message()
+    }
+
+    /// All this shard has is with another: until it is back nothing but [`handle_message`](Self::handle_message) may
+    /// be called.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.engine.is_lent()
+    }
+
+    /// DEBUG SLEEP begins: until [`end_stall`](Self::end_stall) messages are answered as far as can be.
+    pub fn begin_stall(&mut self) {
+        self.engine.begin_stall();
+    }
+
+    /// DEBUG SLEEP ends: what waited is done.
+    pub fn end_stall(&mut self, now: Now, clock: &dyn Clock) {
+        self.engine.end_stall(now, clock);
     }
 
     /// Every client has its replies, every connection is closed.
@@ -248,6 +288,7 @@ impl Pipeline {
     /// SHUTDOWN from a client ends like SIGTERM.
     fn handle_shutdown_command(&mut self, now: Now) {
         if self.stopping_until.is_none() {
+            self.stop_wanted = true;
             self.stopping_until = Some(Nanos(now.monotonic.0 + DRAIN.0));
             self.operations.push_back(Operation::StopAccepting);
             self.engine.begin_shutdown(now);

@@ -1,14 +1,19 @@
 //! Starting and stopping: from settings to threads that serve.
 //!
 //! [`Server::start`] checks what can be checked (limits, cores, the driver), opens the listeners, starts the
-//! shard's thread and returns once it serves. The program does that with the process' signals, the load
+//! shards' threads and returns once they serve. The program does that with the process' signals, the load
 //! generator and the tests with a server inside their own process.
+//!
+//! The threads start in two steps: each makes what only it can make, its ring above all, and says so; only when all
+//! have, all begin. A shard that cannot start so leaves no other behind, and nobody is served by half a server.
 
 use super::config::{Bind, Io, Launch, Settings};
+use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
-use super::shard;
+use super::shard::{self, Company};
+use super::topology::Topology;
 use crate::clock::SystemClock;
-use crate::cpu::{self, PinError, ThreadCpuTime};
+use crate::cpu::{self, PinError, ThreadCpuTime, ThreadsCpuTime};
 use crate::io::driver::Driver;
 use crate::io::epoll::EpollDriver;
 use crate::io::listener::{ListenError, ListenOptions, Listener};
@@ -20,13 +25,16 @@ use crate::server::event::Target;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
 use store::session::Transport;
+use store::shards::{self, Message, Totals};
 
 /// Starts servers; see [`Server::start`].
 #[derive(Debug)]
@@ -43,9 +51,8 @@ impl Server {
     pub fn start_with(settings: Settings, stop: StopSignal) -> Result<RunningServer, StartError> {
         let mut launch = Launch::read(&settings.config).map_err(StartError::Setting)?;
         let mut warnings = Vec::new();
-        for &core in &launch.pin {
-            cpu::check_pin(core).map_err(StartError::Pin)?;
-        }
+        let topology = Topology::plan(&launch).map_err(StartError::Pin)?;
+        warnings.extend(topology.warnings.iter().cloned());
         let files = probe::raise_open_files(launch.clients_max).map_err(StartError::Limit)?;
         warnings.extend(files.warning);
         launch.clients_max = files.clients_max;
@@ -57,17 +64,19 @@ impl Server {
         }
         let mut config = settings.config;
         config.maxclients = launch.clients_max as u32;
-        let started = match start_shard(&launch, &config, &stop) {
+        // CONFIG GET names the number, not the wish for as many as there are cores.
+        config.shards = launch.shards.to_string();
+        let started = match start_shards(&launch, &topology, &config, &stop) {
             Err(StartError::Ring(why)) if !settings.io_chosen => {
                 warnings.push(format!("serving with epoll instead of io_uring: {why}"));
                 launch.io = Io::Epoll;
-                start_shard(&launch, &config, &stop)
+                start_shards(&launch, &topology, &config, &stop)
             }
             started => started,
         };
-        let shard = started?;
+        let started = started?;
         let address = |transport| {
-            let mut tcp = shard.listeners.iter().filter(|listener| listener.transport == transport);
+            let mut tcp = started.listeners.iter().filter(|listener| listener.transport == transport);
             tcp.find_map(|listener| match listener.address {
                 Target::Tcp(address) => Some(address),
                 Target::Unix(_) => None,
@@ -79,10 +88,11 @@ impl Server {
             unix: launch.unix,
             io: launch.io,
             warnings,
-            listeners: shard.listeners,
+            listeners: started.listeners,
             stop,
-            cpu: shard.cpu,
-            thread: Some(shard.thread),
+            cpu: started.cpu,
+            shards: launch.shards,
+            threads: started.threads,
         })
     }
 }
@@ -102,8 +112,9 @@ pub struct RunningServer {
     pub warnings: Vec<String>,
     listeners: Vec<Place>,
     stop: StopSignal,
-    cpu: ThreadCpuTime,
-    thread: Option<JoinHandle<io::Result<()>>>,
+    cpu: ThreadsCpuTime,
+    shards: usize,
+    threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
 impl RunningServer {
@@ -119,20 +130,21 @@ impl RunningServer {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(_)) => Err(io::Error::other("the shard's thread panicked; this is a bug")),
-        }
+        join_all(std::mem::take(&mut self.threads))
     }
 
-    /// CPU time the shards have used.
+    /// CPU time the shards have used together.
     pub fn cpu_time(&self) -> Duration {
         self.cpu.read()
     }
 
+    /// CPU time each shard has used.
+    pub fn shard_cpu_times(&self) -> Vec<Duration> {
+        self.cpu.each()
+    }
+
     /// The clock behind [`cpu_time`](Self::cpu_time), to keep when the server is joined.
-    pub fn cpu_clock(&self) -> ThreadCpuTime {
+    pub fn cpu_clock(&self) -> ThreadsCpuTime {
         self.cpu.clone()
     }
 
@@ -154,7 +166,7 @@ impl RunningServer {
                 line.push_str(&format!(" {name}={}", places.join(",")));
             }
         }
-        line.push_str(&format!(" io={} shards=1 pid={}", self.io, std::process::id()));
+        line.push_str(&format!(" io={} shards={} pid={}", self.io, self.shards, std::process::id()));
         line
     }
 }
@@ -224,14 +236,20 @@ impl Place {
     }
 }
 
-struct Shard {
+/// What has been started.
+struct Started {
     listeners: Vec<Place>,
-    cpu: ThreadCpuTime,
-    thread: JoinHandle<io::Result<()>>,
+    cpu: ThreadsCpuTime,
+    threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
-/// Opens the listeners and starts the thread that serves them; returns when it does.
-fn start_shard(launch: &Launch, config: &Config, stop: &StopSignal) -> Result<Shard, StartError> {
+/// Opens the listeners and starts the threads that serve them; returns when they do.
+fn start_shards(
+    launch: &Launch,
+    topology: &Topology,
+    config: &Config,
+    stop: &StopSignal,
+) -> Result<Started, StartError> {
     if launch.io == Io::Uring {
         probe::check_uring(&launch.uring).map_err(StartError::Ring)?;
     }
@@ -251,39 +269,157 @@ fn start_shard(launch: &Launch, config: &Config, stop: &StopSignal) -> Result<Sh
             (_, Target::Unix(_)) => {}
         }
     }
-    let plan = Plan {
-        launch: launch.clone(),
-        config,
-        listeners,
-        stop: stop.clone(),
-        seeds: seeds()?,
-        // Made here and not on the pinned thread, whose core its helper must not share.
-        memory: MmapSource::with_helper_on(match launch.pin[..] {
-            [] => None,
-            [..] => cpu::allowed_cores().into_iter().find(|core| !launch.pin.contains(core)),
-        }),
-    };
-    let (tell, told) = sync_channel(1);
-    let thread = Builder::new()
-        .name("shard-0".into())
-        .spawn(move || serve(plan, &tell))
-        .map_err(StartError::System)?;
-    let cpu = wait_until_it_serves(&told)?;
-    Ok(Shard { listeners: places, cpu, thread })
+    let listeners = deal_listeners(launch, listeners).map_err(StartError::Listen)?;
+    let mut starting = Starting { threads: Vec::new(), reports: Vec::new(), begin: Vec::new() };
+    // Where a shard does not start, dropping this ends the others.
+    let begun = (|| {
+        for plan in plans(launch, topology, config, listeners, stop)? {
+            starting.spawn(plan)?;
+        }
+        starting.await_all()
+    })();
+    match begun {
+        Ok(cpu) => Ok(Started { listeners: places, cpu, threads: starting.begin() }),
+        Err(error) => {
+            starting.abandon();
+            Err(error)
+        }
+    }
 }
 
-fn wait_until_it_serves(
-    told: &Receiver<Result<ThreadCpuTime, StartError>>,
-) -> Result<ThreadCpuTime, StartError> {
-    told.recv().unwrap_or_else(|_| {
-        Err(StartError::System(io::Error::other("the shard's thread ended while it started; this is a bug")))
-    })
+/// What each shard takes with it.
+fn plans(
+    launch: &Launch,
+    topology: &Topology,
+    config: Config,
+    listeners: Vec<Vec<Listener>>,
+    stop: &StopSignal,
+) -> Result<Vec<Plan>, StartError> {
+    let count = launch.shards;
+    let totals = Totals::new(count);
+    let mut mailboxes: Vec<Option<Mailbox<Message>>> = match count {
+        1 => vec![None],
+        _ => {
+            let mailboxes = Mailboxes::new(count, launch.hop_queue).map_err(StartError::System)?;
+            mailboxes.into_iter().map(Some).collect()
+        }
+    };
+    let common = seeds()?;
+    let mut plans = Vec::new();
+    for (index, listeners) in listeners.into_iter().enumerate() {
+        let mut mailbox = mailboxes[index].take();
+        if let Some(mailbox) = mailbox.as_mut().filter(|_| topology.crowded) {
+            mailbox.shares_its_core();
+        }
+        plans.push(Plan {
+            launch: launch.clone(),
+            config: config.clone(),
+            place: shards::Place { index, count },
+            core: topology.cores[index],
+            totals: totals.clone(),
+            mailbox,
+            listeners,
+            stop: stop.clone(),
+            // One name and one way of hashing for the whole server; choices are each shard's own.
+            seeds: Seeds { random: random()?, ..common },
+            // Made here and not on the pinned thread, whose core its helper must not share.
+            memory: MmapSource::with_helper_on(topology.helper_core()),
+        });
+    }
+    Ok(plans)
+}
+
+/// Threads that make their rings and wait for the word to serve.
+struct Starting {
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    reports: Vec<Receiver<Result<ThreadCpuTime, StartError>>>,
+    begin: Vec<Sender<()>>,
+}
+
+impl Starting {
+    fn spawn(&mut self, plan: Plan) -> Result<(), StartError> {
+        let (tell, told) = channel();
+        let (begin, begun) = channel();
+        let thread = Builder::new()
+            .name(format!("shard-{}", plan.place.index))
+            .spawn(move || serve(plan, &Word { tell, begun }))
+            .map_err(StartError::System)?;
+        self.threads.push(thread);
+        self.reports.push(told);
+        self.begin.push(begin);
+        Ok(())
+    }
+
+    /// Waits until every one is ready to serve; the first that is not says why.
+    fn await_all(&mut self) -> Result<ThreadsCpuTime, StartError> {
+        let ended = |_| {
+            let text = "a shard's thread ended while it started; this is a bug";
+            Err(StartError::System(io::Error::other(text)))
+        };
+        let clocks = self.reports.iter().map(|told| told.recv().unwrap_or_else(ended));
+        Ok(ThreadsCpuTime::of(clocks.collect::<Result<_, _>>()?))
+    }
+
+    /// Lets them serve.
+    fn begin(self) -> Vec<JoinHandle<io::Result<()>>> {
+        for begin in &self.begin {
+            // One that has ended since then is found by whoever joins it.
+            let _ = begin.send(());
+        }
+        self.threads
+    }
+
+    /// Sends them home, and waits until what they held is free: somebody may try again.
+    fn abandon(self) {
+        drop(self.begin);
+        // Whatever ended them, the reason for giving up is known already.
+        let _ = join_all(self.threads);
+    }
+}
+
+/// Between a thread that starts and the one that started it.
+struct Word {
+    tell: Sender<Result<ThreadCpuTime, StartError>>,
+    begun: Receiver<()>,
+}
+
+impl Word {
+    /// Says that all is ready; `true`: so is everybody, serve.
+    fn is_given(&self, cpu: &ThreadCpuTime) -> bool {
+        self.tell.send(Ok(cpu.clone())).is_ok() && self.begun.recv().is_ok()
+    }
+
+    fn refuse(&self, error: StartError) -> io::Result<()> {
+        // Nobody who listens is somebody who has given up already.
+        let _ = self.tell.send(Err(error));
+        Ok(())
+    }
+}
+
+/// Waits for threads to end; the error is that of the one that failed by itself.
+fn join_all(threads: Vec<JoinHandle<io::Result<()>>>) -> io::Result<()> {
+    let mut result: io::Result<()> = Ok(());
+    for thread in threads {
+        let ended = thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a shard's thread panicked; this is a bug")));
+        // The others end with a broken pipe because of it.
+        let known = matches!(&result, Err(error) if error.kind() != io::ErrorKind::BrokenPipe);
+        if ended.is_err() && !known {
+            result = ended;
+        }
+    }
+    result
 }
 
 /// What a shard's thread takes with it.
 struct Plan {
     launch: Launch,
     config: Config,
+    place: shards::Place,
+    core: Option<usize>,
+    totals: Arc<Totals>,
+    mailbox: Option<Mailbox<Message>>,
     listeners: Vec<Listener>,
     stop: StopSignal,
     seeds: Seeds,
@@ -291,32 +427,33 @@ struct Plan {
 }
 
 /// The whole life of a shard's thread.
-fn serve(plan: Plan, tell: &SyncSender<Result<ThreadCpuTime, StartError>>) -> io::Result<()> {
-    let Plan { launch, config, listeners, stop, seeds, memory } = plan;
+fn serve(plan: Plan, word: &Word) -> io::Result<()> {
+    let Plan { launch, config, place, core, totals, mailbox, listeners, stop, seeds, memory } = plan;
     let prepare = || {
-        if let Some(&core) = launch.pin.first() {
+        if let Some(core) = core {
             cpu::pin_to(core).map_err(StartError::Pin)?;
         }
         ThreadCpuTime::of_this_thread().map_err(StartError::System)
     };
     let cpu = match prepare() {
         Ok(cpu) => cpu,
-        Err(error) => return refuse(tell, error),
+        Err(error) => return word.refuse(error),
     };
     let clock = SystemClock::new();
     let roles = listeners.iter().map(|listener| Place::of(listener).role()).collect();
-    let mut engine = Engine::new(config, seeds, Box::new(memory), clock.now());
+    let mut engine = Engine::with_place(config, seeds, Box::new(memory), clock.now(), place, totals);
     engine.shared_mut().process_id = std::process::id();
     let pipeline = Pipeline::new(engine, roles);
+    let company = mailbox.map(|mailbox| Company::new(mailbox, stop.clone()));
     // The ring belongs to the thread that makes it, so the driver is made here.
     let result = match launch.io {
         Io::Uring => match UringDriver::new(listeners, launch.uring, stop) {
-            Ok(driver) => run(driver, pipeline, clock, &cpu, tell),
-            Err(error) => refuse(tell, StartError::Ring(probe::explain(&error, &launch.uring))),
+            Ok(driver) => run(driver, pipeline, clock, company, &cpu, word),
+            Err(error) => word.refuse(StartError::Ring(probe::explain(&error, &launch.uring))),
         },
         Io::Epoll => match EpollDriver::new(listeners, launch.epoll, stop) {
-            Ok(driver) => run(driver, pipeline, clock, &cpu, tell),
-            Err(error) => refuse(tell, StartError::System(error)),
+            Ok(driver) => run(driver, pipeline, clock, company, &cpu, word),
+            Err(error) => word.refuse(StartError::System(error)),
         },
     };
     cpu.finish();
@@ -324,25 +461,43 @@ fn serve(plan: Plan, tell: &SyncSender<Result<ThreadCpuTime, StartError>>) -> io
 }
 
 fn run<D: Driver>(
-    driver: D,
+    mut driver: D,
     pipeline: Pipeline,
     clock: SystemClock,
+    company: Option<Company>,
     cpu: &ThreadCpuTime,
-    tell: &SyncSender<Result<ThreadCpuTime, StartError>>,
+    word: &Word,
 ) -> io::Result<()> {
-    // One message, room for one: this cannot block. That nobody listens cannot be either.
-    let _ = tell.send(Ok(cpu.clone()));
-    shard::run(driver, pipeline, clock)
+    if let Some(company) = &company {
+        let watched = company.bell().as_fd().try_clone_to_owned().and_then(|waker| driver.watch(waker));
+        if let Err(error) = watched {
+            return word.refuse(StartError::System(error));
+        }
+    }
+    match word.is_given(cpu) {
+        true => shard::run(driver, pipeline, clock, company),
+        false => Ok(()),
+    }
 }
 
-fn refuse(tell: &SyncSender<Result<ThreadCpuTime, StartError>>, error: StartError) -> io::Result<()> {
-    let _ = tell.send(Err(error));
-    Ok(())
+/// Every listener once for each shard.
+fn deal_listeners(launch: &Launch, mut first: Vec<Listener>) -> Result<Vec<Vec<Listener>>, ListenError> {
+    let options = listen_options(launch);
+    let mut others = Vec::new();
+    for _ in 1..launch.shards {
+        others.push(first.iter_mut().map(|listener| listener.another(options)).collect::<Result<_, _>>()?);
+    }
+    others.insert(0, first);
+    Ok(others)
+}
+
+fn listen_options(launch: &Launch) -> ListenOptions {
+    ListenOptions { backlog: launch.backlog, reuse_port: false }
 }
 
 /// Opens every listener the settings ask for: RESP, HTTP, AF_UNIX, in this order.
 fn open_listeners(launch: &Launch) -> Result<Vec<Listener>, ListenError> {
-    let options = ListenOptions { backlog: launch.backlog, reuse_port: false };
+    let options = listen_options(launch);
     let mut listeners = Vec::new();
     open_tcp(&mut listeners, &launch.bind, launch.port, Transport::Resp, options)?;
     if let Some(port) = launch.http_port {
@@ -379,10 +534,15 @@ fn open_tcp(
 
 /// Randomness is asked for once and handed down: the core is deterministic given these.
 fn seeds() -> Result<Seeds, StartError> {
-    let refused = |error: getrandom::Error| {
-        StartError::System(io::Error::other(format!("the kernel gave no random bytes: {error}")))
-    };
     let mut run_id = [0; 20];
-    getrandom::fill(&mut run_id).map_err(refused)?;
-    Ok(Seeds { hash: getrandom::u64().map_err(refused)?, random: getrandom::u64().map_err(refused)?, run_id })
+    getrandom::fill(&mut run_id).map_err(no_random)?;
+    Ok(Seeds { hash: random()?, random: random()?, run_id })
+}
+
+fn random() -> Result<u64, StartError> {
+    getrandom::u64().map_err(no_random)
+}
+
+fn no_random(error: getrandom::Error) -> StartError {
+    StartError::System(io::Error::other(format!("the kernel gave no random bytes: {error}")))
 }

@@ -91,7 +91,9 @@ pub fn client_list(call: &mut Call<'_>) {
     } else if call.args.len() != 2 {
         return call.syntax_error();
     }
-    let mut sessions: Vec<&Session> = call.engine.sessions.iter().filter(|other| !other.left).collect();
+    let shards = call.engine.all();
+    let mut sessions: Vec<&Session> =
+        shards.flat_map(|shard| shard.sessions.iter()).filter(|other| !other.left).collect();
     sessions.push(call.session);
     sessions.sort_unstable_by_key(|session| session.id);
     let mut text = Vec::new();
@@ -156,21 +158,19 @@ pub fn client_kill(call: &mut Call<'_>) {
             at += 2;
         }
     }
-    let doomed: Vec<ConnectionId> = call
-        .engine
-        .sessions
-        .iter()
-        .filter(|other| !other.left && filter.matches(other))
-        .map(|other| other.connection)
-        .collect();
     let me = !filter.skip_me && filter.matches(call.session);
-    for connection in &doomed {
-        if let Some(mut session) = call.engine.sessions.take(*connection) {
-            call.engine.abort(&mut session);
-            call.engine.sessions.insert(session);
+    let mut killed = usize::from(me);
+    call.engine.for_all(|shard| {
+        let others = shard.sessions.iter().filter(|other| !other.left && filter.matches(other));
+        let doomed: Vec<ConnectionId> = others.map(|other| other.connection).collect();
+        for connection in doomed {
+            if let Some(mut session) = shard.sessions.take(connection) {
+                shard.abort(&mut session);
+                shard.sessions.insert(session);
+                killed += 1;
+            }
         }
-    }
-    let killed = doomed.len() + usize::from(me);
+    });
     match (old_form, killed) {
         (true, 0) => reply!(call).error("ERR No such client"),
         (true, _) => reply!(call).ok(),
@@ -245,18 +245,24 @@ pub fn client_pause(call: &mut Call<'_>) {
         Some(timeout) => timeout as u64,
     };
     let until = Nanos(call.now.monotonic.0.saturating_add(timeout.saturating_mul(1_000_000)));
-    let pause = &mut call.engine.pause;
-    // A second pause can make the first longer and stricter, not shorter or milder.
-    pause.all = all || (pause.until.is_some() && pause.all);
-    pause.until = Some(pause.until.map_or(until, |other| other.max(until)));
-    call.engine.settings_changed(call.now);
+    let now = call.now;
+    call.engine.for_all(|shard| {
+        let pause = &mut shard.pause;
+        // A second pause can make the first longer and stricter, not shorter or milder.
+        pause.all = all || (pause.until.is_some() && pause.all);
+        pause.until = Some(pause.until.map_or(until, |other| other.max(until)));
+        shard.settings_changed(now);
+    });
     reply!(call).ok();
 }
 
 /// CLIENT UNPAUSE
 pub fn client_unpause(call: &mut Call<'_>) {
-    call.engine.pause.until = None;
-    call.engine.settings_changed(call.now);
+    let now = call.now;
+    call.engine.for_all(|shard| {
+        shard.pause.until = None;
+        shard.settings_changed(now);
+    });
     reply!(call).ok();
 }
 
@@ -339,7 +345,8 @@ pub fn client_tracking(call: &mut Call<'_>) {
                 None => return reply!(call).error("ERR value is not an integer or out of range"),
                 Some(id) => redirect = id,
             }
-            let mut others = call.engine.sessions.iter().filter(|other| !other.left);
+            let shards = call.engine.all();
+            let mut others = shards.flat_map(|shard| shard.sessions.iter()).filter(|other| !other.left);
             if redirect != call.session.id as i64 && !others.any(|other| other.id as i64 == redirect) {
                 return reply!(call).error("ERR The client ID you want redirect to does not exist");
             }

@@ -5,14 +5,16 @@
 
 use super::{COMMANDS, Call, connection::REDIS_VERSION, is_word, reply};
 use crate::engine::Shared;
-use crate::metrics::METRICS;
+use crate::keyspace::KeyspaceStats;
+use crate::metrics::{METRICS, Metrics, SHARD_FIGURES, ShardFigure, merged_commands, merged_errors, sum};
 use crate::time::Now;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// The sections, in order, and whether INFO shows them unasked.
-const SECTIONS: [(&str, &str, bool); 13] = [
+const SECTIONS: [(&str, &str, bool); 14] = [
     ("server", "Server", true),
     ("clients", "Clients", true),
     ("memory", "Memory", true),
@@ -23,6 +25,7 @@ const SECTIONS: [(&str, &str, bool); 13] = [
     ("modules", "Modules", true),
     ("loop", "Loop", false),
     ("http", "Http", false),
+    ("shards", "Shards", false),
     ("commandstats", "Commandstats", false),
     ("errorstats", "Errorstats", true),
     ("cluster", "Cluster", true),
@@ -71,7 +74,7 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
     };
     // Those of the table come first: redis-cli --stat takes the first field that starts with `used_memory`.
     for metric in METRICS.iter().filter(|metric| metric.info.0 == name) {
-        line(metric.info.1, &(metric.get)(shared));
+        line(metric.info.1, &metric.value(shared));
     }
     let seconds = |us: u64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     match name {
@@ -104,23 +107,28 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("clients_in_timeout_table", &0);
         }
         "memory" => {
-            let used = shared.used_memory();
-            let stats = shared.keyspace.stats();
+            let of_all =
+                |of: fn(&KeyspaceStats) -> usize| sum(shared, |shard| of(&shard.keyspace.stats()) as u64);
+            let used = sum(shared, Shared::used_memory);
+            let peak = sum(shared, |shard| shard.metrics.used_memory_peak.max(shard.used_memory()));
+            let resident = shared.all().map(|shard| shard.metrics.process_resident_bytes).max().unwrap_or(0);
+            let buffers = sum(shared, |shard| shard.buffer_bytes as u64);
+            let index_bytes = of_all(|stats| stats.index_bytes);
             line("used_memory_human", &human(used));
-            line("used_memory_rss_human", &human(shared.metrics.process_resident_bytes));
-            line("used_memory_peak_human", &human(shared.metrics.used_memory_peak.max(used)));
-            line("used_memory_overhead", &(stats.index_bytes + shared.buffer_bytes));
+            line("used_memory_rss_human", &human(resident));
+            line("used_memory_peak_human", &human(peak));
+            line("used_memory_overhead", &(index_bytes + buffers));
             line("used_memory_lua", &0);
             line("maxmemory_human", &human(shared.config.maxmemory));
             line("maxmemory_policy", &shared.config.maxmemory_policy.name());
-            let ratio = shared.metrics.process_resident_bytes as f64 / used.max(1) as f64;
+            let ratio = resident as f64 / used.max(1) as f64;
             line("mem_fragmentation_ratio", &format!("{ratio:.2}"));
             line("mem_allocator", &"millrace-arena");
-            line("arena_bytes", &stats.arena_bytes);
-            line("arena_live_bytes", &stats.live_bytes);
-            line("arena_dead_bytes", &stats.dead_bytes);
-            line("arena_segments", &stats.segments);
-            line("index_bytes", &stats.index_bytes);
+            line("arena_bytes", &of_all(|stats| stats.arena_bytes));
+            line("arena_live_bytes", &of_all(|stats| stats.live_bytes));
+            line("arena_dead_bytes", &of_all(|stats| stats.dead_bytes));
+            line("arena_segments", &of_all(|stats| stats.segments));
+            line("index_bytes", &index_bytes);
         }
         "persistence" => {
             line("loading", &0);
@@ -142,8 +150,8 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("tracking_total_keys", &0);
             line("tracking_total_items", &0);
             line("tracking_total_prefixes", &0);
-            line("index_splits", &shared.keyspace.stats().splits);
-            line("compacted_bytes", &shared.keyspace.stats().compacted_bytes);
+            line("index_splits", &sum(shared, |shard| shard.keyspace.stats().splits));
+            line("compacted_bytes", &sum(shared, |shard| shard.keyspace.stats().compacted_bytes));
         }
         "replication" => {
             let run_id: String = shared.run_id.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -160,14 +168,18 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("repl_backlog_histlen", &0);
         }
         "cpu" => {
-            line("used_cpu_sys", &seconds(shared.metrics.process_system_us));
-            line("used_cpu_user", &seconds(shared.metrics.process_user_us));
+            // Of the process, whichever shard looked last.
+            let latest =
+                |of: fn(&Metrics) -> u64| shared.all().map(|shard| of(&shard.metrics)).max().unwrap_or(0);
+            line("used_cpu_sys", &seconds(latest(|metrics| metrics.process_system_us)));
+            line("used_cpu_user", &seconds(latest(|metrics| metrics.process_user_us)));
             line("used_cpu_sys_children", &seconds(0));
             line("used_cpu_user_children", &seconds(0));
         }
         "commandstats" => {
+            let commands = merged_commands(shared);
             for command in &COMMANDS {
-                let stats = &shared.metrics.commands[usize::from(command.id)];
+                let stats = &commands[usize::from(command.id)];
                 if stats.calls + stats.rejected + stats.failed > 0 {
                     let each = stats.nanos as f64 / 1000.0 / stats.calls.max(1) as f64;
                     line(
@@ -184,14 +196,24 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             }
         }
         "errorstats" => {
-            for (code, count) in &shared.metrics.errors {
+            for (code, count) in merged_errors(shared) {
                 line(&format!("errorstat_{}", String::from_utf8_lossy(code)), &format!("count={count}"));
             }
         }
+        "shards" => {
+            for shard in shared.all() {
+                let figure = |figure: &ShardFigure| format!("{}={}", figure.name, (figure.get)(shard));
+                let figures: Vec<String> = SHARD_FIGURES.iter().map(figure).collect();
+                line(&format!("shard{}", shard.fleet.place.index), &figures.join(","));
+            }
+        }
         "cluster" => line("cluster_enabled", &0),
-        "keyspace" if !shared.keyspace.is_empty() => {
-            let (keys, expires) = (shared.keyspace.len(), shared.keyspace.expires_len());
-            line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+        "keyspace" => {
+            let keys = sum(shared, |shard| shard.keyspace.len() as u64);
+            let expires = sum(shared, |shard| shard.keyspace.expires_len() as u64);
+            if keys > 0 {
+                line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+            }
         }
         _ => {}
     }

@@ -8,11 +8,13 @@ use super::string::{Base, NOT_AN_INTEGER, Refusal, SYNTAX_ERROR, Unit};
 use super::string::{for_each_key, invalid_expire_time, refuse, store_error};
 use super::{Call, c_string, integer, is_word, reply};
 use crate::config::Config;
+use crate::engine::Shared;
 use crate::eviction::EvictionPolicy;
 use crate::glob;
 use crate::keyspace::{Encoding, Expiry, Keyspace};
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::Args;
+use crate::time::Now;
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::vec::Vec;
@@ -67,17 +69,45 @@ pub fn type_of(call: &mut Call<'_>) {
 
 /// `DBSIZE`
 pub fn dbsize(call: &mut Call<'_>) {
-    let keys = call.engine.keyspace.len();
+    let keys: usize = call.engine.all().map(|shard| shard.keyspace.len()).sum();
     reply!(call).integer(keys as i64);
 }
 
 /// `RANDOMKEY`
 pub fn randomkey(call: &mut Call<'_>) {
-    let key = call.engine.keyspace.random_key(call.now);
+    let key = random_key(call.engine, call.now);
     let mut reply = reply!(call);
     match key {
         Some(key) => reply.bulk(&key),
         None => reply.null(),
+    }
+}
+
+/// A key of any shard in hand, each as likely as the others: shards are drawn by their share of the keys.
+fn random_key(shared: &mut Shared, now: Now) -> Option<Vec<u8>> {
+    if !shared.has_guests() {
+        return shared.keyspace.random_key(now);
+    }
+    loop {
+        let keys: usize = shared.all().map(|shard| shard.keyspace.len()).sum();
+        if keys == 0 {
+            return None;
+        }
+        let mut at = shared.keyspace.draw(keys);
+        let mut key = None;
+        shared.for_all(|shard| {
+            let keys = shard.keyspace.len();
+            if at < keys {
+                key = shard.keyspace.random_key(now);
+                at = usize::MAX;
+            } else if at != usize::MAX {
+                at -= keys;
+            }
+        });
+        // `None`: all that the shard had was expired, and is gone now.
+        if key.is_some() {
+            return key;
+        }
     }
 }
 
@@ -377,12 +407,15 @@ pub fn keys(call: &mut Call<'_>) {
     let output = &mut call.session.output;
     let start = output.len();
     let mut count = 0;
-    call.engine.keyspace.scan(0, usize::MAX, call.now, &mut |key| {
-        // Beyond the bound of the output buffer the connection is cut anyway: stop growing it.
-        if output.len() - start <= bytes_max && (all || glob::matches(pattern, key, false)) {
-            Reply::new(output, false).bulk(key);
-            count += 1;
-        }
+    let now = call.now;
+    call.engine.for_all(|shard| {
+        shard.keyspace.scan(0, usize::MAX, now, &mut |key| {
+            // Beyond the bound of the output buffer the connection is cut anyway: stop growing it.
+            if output.len() - start <= bytes_max && (all || glob::matches(pattern, key, false)) {
+                Reply::new(output, false).bulk(key);
+                count += 1;
+            }
+        });
     });
     insert_array_header(&mut call.session.output, start, count);
     call.output_full();
@@ -603,7 +636,11 @@ pub fn flushdb(call: &mut Call<'_>) {
     if call.args.len() > 2 || !known {
         return refuse(call, SYNTAX_ERROR);
     }
-    call.engine.keyspace.clear(call.now);
+    let now = call.now;
+    call.engine.for_all(|shard| {
+        shard.keyspace.clear(now);
+        shard.publish_totals();
+    });
     reply!(call).ok();
 }
 

@@ -132,6 +132,8 @@ impl<'a> Call<'a> {
 pub enum Outcome {
     /// It was answered.
     Done,
+    /// It is on its way to another shard, and its reply will find its place.
+    Hopped,
     /// CLIENT PAUSE holds it back: it must be executed again later.
     Postponed,
     /// Other shards hold it back: it must be executed again later.
@@ -323,6 +325,7 @@ pub(crate) fn execute_resolved(
         }
         Some(_) => Gate::Open,
     };
+    let mut outcome = Outcome::Done;
     match (gate, command) {
         (Gate::Open, Some(command)) => {
             let left = if shared.is_sharded && !shared.has_guests() {
@@ -334,7 +337,7 @@ pub(crate) fn execute_resolved(
                 None => {
                     call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
                 }
-                Some(Outcome::Done) => {}
+                Some(Outcome::Hopped) => outcome = Outcome::Hopped,
                 Some(waits) => return waits,
             }
         }
@@ -344,7 +347,7 @@ pub(crate) fn execute_resolved(
     if silence != ReplyMode::On || session.reply_mode != ReplyMode::On {
         settle_reply_mode(session, command, start, silence);
     }
-    Outcome::Done
+    outcome
 }
 
 /// Sends a command to the shards that have to execute it. `None`: this one has.
@@ -357,7 +360,7 @@ fn leave(
 ) -> Option<Outcome> {
     match route(shared, session, command, args) {
         Route::Here => None,
-        Route::Hop(shard) if shared.hop(session, shard, command, args) => Some(Outcome::Done),
+        Route::Hop(shard) if shared.hop(session, shard, command, args) => Some(Outcome::Hopped),
         // What is over several shards comes behind everything that is on its way.
         Route::Gather(shards) if !session.has_holes => {
             shared.gather(session, shards, command.id, OwnedArgs::from(*args));
@@ -371,7 +374,7 @@ fn leave(
 #[cold]
 fn select_keyspace(call: &mut Call<'_>) {
     let first = call.command.keys.first;
-    if first > 0 {
+    if first > 0 && call.command.flags & flag::PUBSUB == 0 {
         return call.engine.select(&call.args[first as usize]);
     }
     match call.command.name {

@@ -70,7 +70,9 @@ pub fn pubsub_shardnumsub(call: &mut Call<'_>) {
 
 /// PUBSUB NUMPAT
 pub fn pubsub_numpat(call: &mut Call<'_>) {
-    reply!(call).integer(call.engine.pubsub.names(Space::Patterns) as i64);
+    // Unique patterns, as Redis counts them: two shards may have listeners of one.
+    let patterns = union(call.engine, Space::Patterns, None).len();
+    reply!(call).integer(patterns as i64);
 }
 
 /// PUBSUB HELP
@@ -103,16 +105,27 @@ fn names(call: &mut Call<'_>, space: Space) {
         return call.subcommand_syntax_error();
     }
     let pattern = call.args.get(2);
-    let names: Vec<&[u8]> = call.engine.pubsub.matching(space, pattern).collect();
+    let names = union(call.engine, space, pattern);
     let mut reply = reply!(call);
     reply.array(names.len());
     names.iter().for_each(|name| reply.bulk(name));
 }
 
+/// The names that match, of all shards in hand.
+fn union<'a>(shared: &'a Shared, space: Space, pattern: Option<&'a [u8]>) -> Vec<&'a [u8]> {
+    let mut names: Vec<&[u8]> =
+        shared.all().flat_map(|shard| shard.pubsub.matching(space, pattern)).collect();
+    if shared.has_guests() {
+        names.sort_unstable();
+        names.dedup();
+    }
+    names
+}
+
 fn counts(call: &mut Call<'_>, space: Space) {
     reply!(call).array((call.args.len() - 2) * 2);
     for channel in call.args.iter().skip(2) {
-        let count = call.engine.pubsub.count(space, channel);
+        let count: usize = call.engine.all().map(|shard| shard.pubsub.count(space, channel)).sum();
         let mut reply = reply!(call);
         reply.bulk(channel);
         reply.integer(count as i64);

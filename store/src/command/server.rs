@@ -4,11 +4,12 @@
 
 use super::{COMMANDS, Call, c_string, integer, is_word, lookup, reply};
 use crate::config::{Config, SETTINGS, Setting};
-use crate::engine::Action;
+use crate::engine::{Action, Shared};
 use crate::glob;
-use crate::keyspace::Encoding;
-use crate::metrics::CommandStats;
+use crate::keyspace::{Encoding, KeyspaceStats};
+use crate::metrics::{CommandStats, merged_commands, sum};
 use crate::protocol::reply::Reply;
+use crate::slowlog::{Series, merged_latency, merged_slowlog, trim_slowlogs};
 use crate::time::Nanos;
 use alloc::format;
 use alloc::string::String;
@@ -55,12 +56,17 @@ pub fn config_set(call: &mut Call<'_>) {
         Err(text) => reply!(call).error_bytes(&text),
         Ok(config) => {
             let opened = config.requirepass.is_empty() && !call.engine.config.requirepass.is_empty();
-            call.engine.config = config;
-            if opened {
-                super::client::let_everybody_in(call.engine);
-            }
-            call.engine.settings_changed(call.now);
-            call.engine.make_room(call.now);
+            let now = call.now;
+            call.engine.for_all(|shard| {
+                shard.config.clone_from(&config);
+                if opened {
+                    super::client::let_everybody_in(shard);
+                }
+                shard.settings_changed(now);
+                shard.make_room(now);
+                shard.publish_totals();
+            });
+            trim_slowlogs(call.engine);
             reply!(call).ok();
         }
     }
@@ -103,12 +109,15 @@ fn changed_config(config: &Config, args: &crate::protocol::resp::Args<'_>) -> Re
 
 /// CONFIG RESETSTAT
 pub fn config_resetstat(call: &mut Call<'_>) {
-    call.engine.metrics.reset();
-    let stats = call.engine.keyspace.stats_mut();
-    stats.hits = 0;
-    stats.misses = 0;
-    stats.expired = 0;
-    stats.evicted = 0;
+    call.engine.for_all(|shard| {
+        shard.metrics.reset();
+        shard.fleet.reset_counters();
+        let stats = shard.keyspace.stats_mut();
+        stats.hits = 0;
+        stats.misses = 0;
+        stats.expired = 0;
+        stats.evicted = 0;
+    });
     reply!(call).ok();
 }
 
@@ -162,8 +171,9 @@ pub fn memory_usage(call: &mut Call<'_>) {
 
 /// MEMORY DOCTOR
 pub fn memory_doctor(call: &mut Call<'_>) {
-    let stats = call.engine.keyspace.stats();
-    let text = if stats.arena_bytes > 64 << 20 && stats.dead_bytes > stats.arena_bytes / 2 {
+    let arena_bytes = sum(call.engine, |shard| shard.keyspace.stats().arena_bytes as u64);
+    let dead_bytes = sum(call.engine, |shard| shard.keyspace.stats().dead_bytes as u64);
+    let text = if arena_bytes > 64 << 20 && dead_bytes > arena_bytes / 2 {
         "More than half of the arena is dead records. Compaction takes it back while the server is busy; MEMORY PURGE \
          asks for it now."
     } else {
@@ -179,19 +189,22 @@ pub fn memory_malloc_stats(call: &mut Call<'_>) {
 
 /// MEMORY PURGE
 pub fn memory_purge(call: &mut Call<'_>) {
-    call.engine.keyspace.compact_some(call.now, 1 << 20);
+    let now = call.now;
+    call.engine.for_all(|shard| _ = shard.keyspace.compact_some(now, 1 << 20));
     reply!(call).ok();
 }
 
 /// MEMORY STATS: Redis' fields where they mean something here.
 pub fn memory_stats(call: &mut Call<'_>) {
-    let stats = call.engine.keyspace.stats();
-    let used = call.engine.used_memory();
-    let dataset = call.engine.keyspace.used_bytes() as u64;
-    let keys = call.engine.keyspace.len() as u64;
+    let of_all =
+        |of: fn(&KeyspaceStats) -> usize| sum(call.engine, |shard| of(&shard.keyspace.stats()) as u64);
+    let used = sum(call.engine, Shared::used_memory);
+    let dataset = sum(call.engine, |shard| shard.keyspace.used_bytes() as u64);
+    let keys = sum(call.engine, |shard| shard.keyspace.len() as u64);
+    let index_bytes = of_all(|stats| stats.index_bytes);
     let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
-    let peak = call.engine.metrics.used_memory_peak.max(used);
-    let buffers = call.engine.buffer_bytes as u64;
+    let peak = sum(call.engine, |shard| shard.metrics.used_memory_peak.max(shard.used_memory()));
+    let buffers = sum(call.engine, |shard| shard.buffer_bytes as u64);
     let integers = [
         ("peak.allocated", peak),
         ("total.allocated", used),
@@ -200,14 +213,14 @@ pub fn memory_stats(call: &mut Call<'_>) {
         ("clients.slaves", 0),
         ("clients.normal", buffers),
         ("aof.buffer", 0),
-        ("overhead.total", stats.index_bytes as u64 + buffers),
+        ("overhead.total", index_bytes + buffers),
         ("keys.count", keys),
         ("keys.bytes-per-key", dataset.checked_div(keys).unwrap_or(0)),
         ("dataset.bytes", dataset),
-        ("arena.bytes", stats.arena_bytes as u64),
-        ("arena.live-bytes", stats.live_bytes as u64),
-        ("arena.dead-bytes", stats.dead_bytes as u64),
-        ("index.bytes", stats.index_bytes as u64),
+        ("arena.bytes", of_all(|stats| stats.arena_bytes)),
+        ("arena.live-bytes", of_all(|stats| stats.live_bytes)),
+        ("arena.dead-bytes", of_all(|stats| stats.dead_bytes)),
+        ("index.bytes", index_bytes),
     ];
     let doubles = [("dataset.percentage", percent(dataset, used)), ("peak.percentage", percent(used, peak))];
     let mut reply = reply!(call);
@@ -248,13 +261,13 @@ pub fn slowlog_get(call: &mut Call<'_>) {
         Some(Some(count @ 0..)) => count as usize,
         Some(_) => return reply!(call).error("ERR count should be greater than or equal to -1"),
     };
-    let entries = call.engine.slowlog.iter();
+    let entries = merged_slowlog(call.engine);
     let mut reply = reply!(call);
     reply.array(entries.len().min(count));
-    for entry in entries.take(count) {
+    for (id, entry) in entries.into_iter().take(count) {
         reply.array(6);
-        reply.integer(entry.id as i64);
-        reply.integer(entry.unix_seconds as i64);
+        reply.integer(id as i64);
+        reply.integer((entry.unix_us / 1_000_000) as i64);
         reply.integer(entry.duration_us as i64);
         reply.array(entry.arguments.len());
         entry.arguments.iter().for_each(|argument| reply.bulk(argument));
@@ -265,13 +278,13 @@ pub fn slowlog_get(call: &mut Call<'_>) {
 
 /// SLOWLOG LEN
 pub fn slowlog_len(call: &mut Call<'_>) {
-    let len = call.engine.slowlog.iter().len();
+    let len = merged_slowlog(call.engine).len();
     reply!(call).integer(len as i64);
 }
 
 /// SLOWLOG RESET
 pub fn slowlog_reset(call: &mut Call<'_>) {
-    call.engine.slowlog.clear();
+    call.engine.for_all(|shard| shard.slowlog.clear());
     reply!(call).ok();
 }
 
@@ -292,7 +305,7 @@ pub fn slowlog_help(call: &mut Call<'_>) {
 
 /// LATENCY LATEST
 pub fn latency_latest(call: &mut Call<'_>) {
-    let events = call.engine.latency.iter();
+    let events = merged_latency(call.engine);
     let mut reply = reply!(call);
     reply.array(events.len());
     for (event, series) in events {
@@ -307,30 +320,46 @@ pub fn latency_latest(call: &mut Call<'_>) {
 
 /// LATENCY HISTORY event
 pub fn latency_history(call: &mut Call<'_>) {
-    let series = call.engine.latency.get(call.args.at(2));
+    let samples = history(call).map(|series| series.samples).unwrap_or_default();
     let mut reply = reply!(call);
-    let samples = series.map(|series| series.samples.iter()).into_iter().flatten();
-    reply.array(series.map_or(0, |series| series.samples.len()));
+    reply.array(samples.len());
     for (second, ms) in samples {
         reply.array(2);
-        reply.integer(*second as i64);
-        reply.integer(*ms as i64);
+        reply.integer(second as i64);
+        reply.integer(ms as i64);
     }
+}
+
+/// The history of the event that the second argument names.
+fn history(call: &Call<'_>) -> Option<Series> {
+    let name = call.args.at(2);
+    merged_latency(call.engine)
+        .into_iter()
+        .find(|(event, _)| event.as_bytes() == name)
+        .map(|(_, series)| series)
 }
 
 /// `LATENCY RESET [event …]`
 pub fn latency_reset(call: &mut Call<'_>) {
     let count = if call.args.len() == 2 {
-        call.engine.latency.clear()
+        let events = merged_latency(call.engine).len();
+        call.engine.for_all(|shard| shard.latency.clear());
+        events
     } else {
-        call.args.iter().skip(2).filter(|event| call.engine.latency.remove(event)).count()
+        let mut removed = 0;
+        for event in call.args.iter().skip(2) {
+            let mut found = false;
+            call.engine.for_all(|shard| found |= shard.latency.remove(event));
+            removed += usize::from(found);
+        }
+        removed
     };
     reply!(call).integer(count as i64);
 }
 
 /// LATENCY GRAPH event: one column per sample, its height the share of the longest.
 pub fn latency_graph(call: &mut Call<'_>) {
-    let Some(series) = call.engine.latency.get(call.args.at(2)) else {
+    let Some(series) = history(call) else {
         let mut text = b"ERR No samples available for event '".to_vec();
         text.extend_from_slice(c_string(call.args.at(2), usize::MAX));
         text.push(b'\'');
@@ -352,15 +381,16 @@ pub fn latency_graph(call: &mut Call<'_>) {
 
 /// LATENCY DOCTOR
 pub fn latency_doctor(call: &mut Call<'_>) {
+    let events = merged_latency(call.engine);
     let mut text = String::new();
     if call.engine.config.latency_monitor_threshold == 0 {
         text.push_str(
             "Latency is not monitored: CONFIG SET latency-monitor-threshold <milliseconds> starts it.\n",
         );
-    } else if call.engine.latency.iter().len() == 0 {
+    } else if events.is_empty() {
         text.push_str("No event took as long as latency-monitor-threshold.\n");
     }
-    for (event, series) in call.engine.latency.iter() {
+    for (event, series) in &events {
         let sum: u64 = series.samples.iter().map(|sample| sample.1).sum();
         let count = series.samples.len().max(1) as u64;
         text.push_str(&format!(
@@ -375,8 +405,8 @@ pub fn latency_doctor(call: &mut Call<'_>) {
 
 /// `LATENCY HISTOGRAM [command …]`
 pub fn latency_histogram(call: &mut Call<'_>) {
-    let metrics = &call.engine.metrics;
-    let with_times = |id: usize| metrics.commands[id].histogram.is_some();
+    let stats = merged_commands(call.engine);
+    let with_times = |id: usize| stats[id].histogram.is_some();
     let mut wanted: Vec<usize> = Vec::new();
     if call.args.len() == 2 {
         wanted.extend((0..COMMANDS.len()).filter(|id| with_times(*id)));
@@ -390,7 +420,7 @@ pub fn latency_histogram(call: &mut Call<'_>) {
     reply.map(wanted.len());
     for id in wanted {
         reply.bulk(COMMANDS[id].name.as_bytes());
-        write_histogram(&mut reply, &metrics.commands[id]);
+        write_histogram(&mut reply, &stats[id]);
     }
 }
 
@@ -464,7 +494,8 @@ pub fn debug(call: &mut Call<'_>) {
             reply!(call).ok();
         }
         3 if is_word(sub, "set-active-expire") => {
-            call.engine.expires_actively = integer(args.at(2)).unwrap_or(0) != 0;
+            let expires_actively = integer(args.at(2)).unwrap_or(0) != 0;
+            call.engine.for_all(|shard| shard.expires_actively = expires_actively);
             reply!(call).ok();
         }
         3 if is_word(sub, "object") => debug_object(call),

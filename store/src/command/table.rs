@@ -565,7 +565,7 @@ const ROWS: [Command; ROW_COUNT] = [
     Command {
         tips: &["request_policy:all_shards", "nondeterministic_output_order"],
         extra_categories: category::KEYSPACE | category::DANGEROUS,
-        ..row("keys", 2, READONLY, [0, 0, 0], Group::Generic, "1.0.0", "O(N)", "Replies all keys that match a pattern.", key::keys)
+        ..row("keys", 2, READONLY | ALL_SHARDS, [0, 0, 0], Group::Generic, "1.0.0", "O(N)", "Replies all keys that match a pattern.", key::keys)
     },
     Command {
         http: "GET /v1/keys?cursor=&count=&match=",
@@ -576,12 +576,12 @@ const ROWS: [Command; ROW_COUNT] = [
     Command {
         tips: &["request_policy:all_shards", "nondeterministic_output"],
         extra_categories: category::KEYSPACE,
-        ..row("randomkey", 1, READONLY | QUICK, [0, 0, 0], Group::Generic, "1.0.0", "O(1)", "Replies a random key.", key::randomkey)
+        ..row("randomkey", 1, READONLY | QUICK | ALL_SHARDS, [0, 0, 0], Group::Generic, "1.0.0", "O(1)", "Replies a random key.", key::randomkey)
     },
     Command {
         tips: &["request_policy:all_shards", "response_policy:agg_sum"],
         extra_categories: category::KEYSPACE,
-        ..row("dbsize", 1, READONLY | FAST | QUICK, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Replies the number of keys.", key::dbsize)
+        ..row("dbsize", 1, READONLY | FAST | QUICK | ALL_SHARDS, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Replies the number of keys.", key::dbsize)
     },
     Command {
         key_specs: &[keys_at(&["RW", "update"], 1, 0, 1)],
@@ -662,12 +662,12 @@ const ROWS: [Command; ROW_COUNT] = [
     Command {
         tips: &["request_policy:all_shards", "response_policy:all_succeeded"],
         extra_categories: category::KEYSPACE | category::DANGEROUS,
-        ..row("flushdb", -1, WRITE, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Deletes all keys.", key::flushdb)
+        ..row("flushdb", -1, WRITE | ALL_SHARDS, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Deletes all keys.", key::flushdb)
     },
     Command {
         tips: &["request_policy:all_shards", "response_policy:all_succeeded"],
         extra_categories: category::KEYSPACE | category::DANGEROUS,
-        ..row("flushall", -1, WRITE, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Deletes all keys.", key::flushall)
+        ..row("flushall", -1, WRITE | ALL_SHARDS, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Deletes all keys.", key::flushall)
     },
     Command {
         extra_categories: category::KEYSPACE | category::DANGEROUS,
@@ -712,12 +712,12 @@ const ROWS: [Command; ROW_COUNT] = [
         ..row("spublish", 3, PUBSUB | LOADING | STALE | FAST | MAY_REPLICATE | PUSHES, [1, 1, 1], Group::Pubsub, "7.0.0", "O(N)", "Sends a message to everybody who listens to a shard channel.", pubsub::spublish)
     },
     row("pubsub", -2, 0, [0, 0, 0], Group::Pubsub, "2.8.0", "", "Questions about channels and listeners.", container),
-    row("pubsub|channels", -2, PUBSUB | LOADING | STALE, [0, 0, 0], Group::Pubsub, "2.8.0", "O(N)", "Replies the channels somebody listens to.", pubsub::pubsub_channels),
+    row("pubsub|channels", -2, PUBSUB | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Pubsub, "2.8.0", "O(N)", "Replies the channels somebody listens to.", pubsub::pubsub_channels),
     row("pubsub|help", 2, LOADING | STALE, [0, 0, 0], Group::Pubsub, "6.2.0", "O(1)", "Lists the subcommands.", pubsub::pubsub_help),
-    row("pubsub|numpat", 2, PUBSUB | LOADING | STALE, [0, 0, 0], Group::Pubsub, "2.8.0", "O(1)", "Replies the number of patterns somebody listens to.", pubsub::pubsub_numpat),
-    row("pubsub|numsub", -2, PUBSUB | LOADING | STALE, [0, 0, 0], Group::Pubsub, "2.8.0", "O(N)", "Replies the number of listeners of channels.", pubsub::pubsub_numsub),
-    row("pubsub|shardchannels", -2, PUBSUB | LOADING | STALE, [0, 0, 0], Group::Pubsub, "7.0.0", "O(N)", "Replies the shard channels somebody listens to.", pubsub::pubsub_shardchannels),
-    row("pubsub|shardnumsub", -2, PUBSUB | LOADING | STALE, [0, 0, 0], Group::Pubsub, "7.0.0", "O(N)", "Replies the number of listeners of shard channels.", pubsub::pubsub_shardnumsub),
+    row("pubsub|numpat", 2, PUBSUB | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Pubsub, "2.8.0", "O(1)", "Replies the number of patterns somebody listens to.", pubsub::pubsub_numpat),
+    row("pubsub|numsub", -2, PUBSUB | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Pubsub, "2.8.0", "O(N)", "Replies the number of listeners of channels.", pubsub::pubsub_numsub),
+    row("pubsub|shardchannels", -2, PUBSUB | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Pubsub, "7.0.0", "O(N)", "Replies the shard channels somebody listens to.", pubsub::pubsub_shardchannels),
+    row("pubsub|shardnumsub", -2, PUBSUB | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Pubsub, "7.0.0", "O(N)", "Replies the number of listeners of shard channels.", pubsub::pubsub_shardnumsub),
     Command {
         http: "GET /healthz",
         tips: &["request_policy:all_shards", "response_policy:all_succeeded"],
@@ -776,12 +776,12 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|kill", -3, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH, [0, 0, 0], Group::Connection, "2.4.0", "O(N)", "Ends connections.", client::client_kill)
+        ..row("client|kill", -3, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | ALL_SHARDS, [0, 0, 0], Group::Connection, "2.4.0", "O(N)", "Ends connections.", client::client_kill)
     },
     Command {
         tips: &["nondeterministic_output"],
         extra_categories: category::CONNECTION,
-        ..row("client|list", -2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "2.4.0", "O(N)", "Describes all connections.", client::client_list)
+        ..row("client|list", -2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Connection, "2.4.0", "O(N)", "Describes all connections.", client::client_list)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -793,7 +793,7 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|pause", -3, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH, [0, 0, 0], Group::Connection, "2.9.50", "O(1)", "Holds commands back for a time.", client::client_pause)
+        ..row("client|pause", -3, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | ALL_SHARDS, [0, 0, 0], Group::Connection, "2.9.50", "O(1)", "Holds commands back for a time.", client::client_pause)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -809,7 +809,7 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|tracking", -3, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Asks to be told when keys that were read change.", client::client_tracking)
+        ..row("client|tracking", -3, NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Asks to be told when keys that were read change.", client::client_tracking)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -821,13 +821,13 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|unpause", 2, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH, [0, 0, 0], Group::Connection, "6.2.0", "O(N)", "Ends CLIENT PAUSE.", client::client_unpause)
+        ..row("client|unpause", 2, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | ALL_SHARDS, [0, 0, 0], Group::Connection, "6.2.0", "O(N)", "Ends CLIENT PAUSE.", client::client_unpause)
     },
     Command {
         http: "GET /metrics",
         tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
         extra_categories: category::DANGEROUS,
-        ..row("info", -1, LOADING | STALE, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Describes the server.", info::info)
+        ..row("info", -1, LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Describes the server.", info::info)
     },
     Command {
         tips: &["nondeterministic_output_order"],
@@ -868,11 +868,11 @@ const ROWS: [Command; ROW_COUNT] = [
     row("config", -2, 0, [0, 0, 0], Group::Server, "2.0.0", "", "The settings.", container),
     row("config|get", -3, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.0.0", "O(N)", "Replies settings.", server::config_get),
     row("config|help", 2, LOADING | STALE, [0, 0, 0], Group::Server, "5.0.0", "O(1)", "Lists the subcommands.", server::config_help),
-    row("config|resetstat", 2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.0.0", "O(1)", "Sets the statistics to zero.", server::config_resetstat),
+    row("config|resetstat", 2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.0.0", "O(1)", "Sets the statistics to zero.", server::config_resetstat),
     row("config|rewrite", 2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.0", "O(1)", "Writes the settings to the configuration file.", server::config_rewrite),
     Command {
         tips: &["request_policy:all_nodes", "response_policy:all_succeeded"],
-        ..row("config|set", -4, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH, [0, 0, 0], Group::Server, "2.0.0", "O(N)", "Changes settings.", server::config_set)
+        ..row("config|set", -4, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | ALL_SHARDS, [0, 0, 0], Group::Server, "2.0.0", "O(N)", "Changes settings.", server::config_set)
     },
     Command {
         tips: &["nondeterministic_output"],
@@ -881,7 +881,7 @@ const ROWS: [Command; ROW_COUNT] = [
     row("memory", -2, 0, [0, 0, 0], Group::Server, "4.0.0", "", "Questions about memory.", container),
     Command {
         tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
-        ..row("memory|doctor", 2, 0, [0, 0, 0], Group::Server, "4.0.0", "O(1)", "Replies advice on memory.", server::memory_doctor)
+        ..row("memory|doctor", 2, ALL_SHARDS, [0, 0, 0], Group::Server, "4.0.0", "O(1)", "Replies advice on memory.", server::memory_doctor)
     },
     row("memory|help", 2, LOADING | STALE, [0, 0, 0], Group::Server, "4.0.0", "O(1)", "Lists the subcommands.", server::memory_help),
     Command {
@@ -890,11 +890,11 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         tips: &["request_policy:all_shards", "response_policy:all_succeeded"],
-        ..row("memory|purge", 2, 0, [0, 0, 0], Group::Server, "4.0.0", "", "Gives free memory back to the system.", server::memory_purge)
+        ..row("memory|purge", 2, ALL_SHARDS, [0, 0, 0], Group::Server, "4.0.0", "", "Gives free memory back to the system.", server::memory_purge)
     },
     Command {
         tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
-        ..row("memory|stats", 2, 0, [0, 0, 0], Group::Server, "4.0.0", "O(1)", "Replies how memory is used.", server::memory_stats)
+        ..row("memory|stats", 2, ALL_SHARDS, [0, 0, 0], Group::Server, "4.0.0", "O(1)", "Replies how memory is used.", server::memory_stats)
     },
     Command {
         key_specs: &[keys_at(&["RO"], 2, 0, 1)],
@@ -903,42 +903,42 @@ const ROWS: [Command; ROW_COUNT] = [
     row("slowlog", -2, 0, [0, 0, 0], Group::Server, "2.2.12", "", "The commands that took long.", container),
     Command {
         tips: &["request_policy:all_nodes", "nondeterministic_output"],
-        ..row("slowlog|get", -2, ADMIN | LOADING | STALE, [0, 0, 0], Group::Server, "2.2.12", "O(N)", "Replies the latest slow commands.", server::slowlog_get)
+        ..row("slowlog|get", -2, ADMIN | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.2.12", "O(N)", "Replies the latest slow commands.", server::slowlog_get)
     },
     row("slowlog|help", 2, LOADING | STALE, [0, 0, 0], Group::Server, "6.2.0", "O(1)", "Lists the subcommands.", server::slowlog_help),
     Command {
         tips: &["request_policy:all_nodes", "response_policy:agg_sum", "nondeterministic_output"],
-        ..row("slowlog|len", 2, ADMIN | LOADING | STALE, [0, 0, 0], Group::Server, "2.2.12", "O(1)", "Replies how many slow commands are kept.", server::slowlog_len)
+        ..row("slowlog|len", 2, ADMIN | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.2.12", "O(1)", "Replies how many slow commands are kept.", server::slowlog_len)
     },
     Command {
         tips: &["request_policy:all_nodes", "response_policy:all_succeeded"],
-        ..row("slowlog|reset", 2, ADMIN | LOADING | STALE, [0, 0, 0], Group::Server, "2.2.12", "O(N)", "Forgets the slow commands.", server::slowlog_reset)
+        ..row("slowlog|reset", 2, ADMIN | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.2.12", "O(N)", "Forgets the slow commands.", server::slowlog_reset)
     },
     row("latency", -2, 0, [0, 0, 0], Group::Server, "2.8.13", "", "Events that took long.", container),
     Command {
         tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
-        ..row("latency|doctor", 2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies advice on latency.", server::latency_doctor)
+        ..row("latency|doctor", 2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies advice on latency.", server::latency_doctor)
     },
     Command {
         tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
-        ..row("latency|graph", 3, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Draws the history of an event.", server::latency_graph)
+        ..row("latency|graph", 3, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Draws the history of an event.", server::latency_graph)
     },
     row("latency|help", 2, LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Lists the subcommands.", server::latency_help),
     Command {
         tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
-        ..row("latency|histogram", -2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "7.0.0", "O(N)", "Replies the distribution of the times of commands.", server::latency_histogram)
+        ..row("latency|histogram", -2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "7.0.0", "O(N)", "Replies the distribution of the times of commands.", server::latency_histogram)
     },
     Command {
         tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
-        ..row("latency|history", 3, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies the history of an event.", server::latency_history)
+        ..row("latency|history", 3, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies the history of an event.", server::latency_history)
     },
     Command {
         tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
-        ..row("latency|latest", 2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies the latest sample of every event.", server::latency_latest)
+        ..row("latency|latest", 2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Replies the latest sample of every event.", server::latency_latest)
     },
     Command {
         tips: &["request_policy:all_nodes", "response_policy:all_succeeded"],
-        ..row("latency|reset", -2, ADMIN | NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Forgets events.", server::latency_reset)
+        ..row("latency|reset", -2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Server, "2.8.13", "O(1)", "Forgets events.", server::latency_reset)
     },
     row("debug", -2, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | PROTECTED, [0, 0, 0], Group::Server, "1.0.0", "", "Tools for tests.", server::debug),
     row("lolwut", -1, READONLY | FAST, [0, 0, 0], Group::Server, "5.0.0", "", "Shows the version, with some art.", server::lolwut),

@@ -69,13 +69,15 @@ impl Shared {
         let fleet = &self.fleet;
         let mut waiting = fleet.gathers.iter();
         !fleet.outbox.is_empty()
-            || fleet.acquisition.is_none() && waiting.any(|gather| !gather.shards.meets(fleet.asleep))
+            || fleet.acquisition.is_none()
+                && fleet.unwanted.is_none()
+                && waiting.any(|gather| !gather.shards.meets(fleet.asleep))
     }
 
     /// Begins to acquire what the waiting commands need, except from shards that sleep.
     fn begin_acquisition(&mut self) -> bool {
         let fleet = &mut self.fleet;
-        if fleet.acquisition.is_some() {
+        if fleet.acquisition.is_some() || fleet.unwanted.is_some() {
             return false;
         }
         let mut wanted = ShardSet::default();
@@ -116,6 +118,7 @@ impl Shared {
     /// Gives back what was acquired; the commands go on waiting.
     fn give_up_acquisition(&mut self) {
         if let Some(acquisition) = self.fleet.acquisition.take() {
+            self.fleet.unwanted = acquisition.asked;
             for (shard, lent) in acquisition.got {
                 self.fleet.outbox.push_back((shard, Message::Return(lent)));
             }
@@ -143,7 +146,10 @@ impl Engine {
                     fleet.told.insert(from);
                     fleet.outbox.push_back((from, Message::Asleep));
                 }
-                Message::Lent(shared) => fleet.outbox.push_back((from, Message::Return(shared))),
+                Message::Lent(shared) => {
+                    fleet.unwanted = None;
+                    fleet.outbox.push_back((from, Message::Return(shared)));
+                }
                 other => self.deferred.push_back((from, other)),
             }
             return;
@@ -160,8 +166,10 @@ impl Engine {
             Message::Asleep => {
                 let shared = self.shared_mut();
                 shared.fleet.asleep.insert(from);
+                shared.fleet.unwanted = shared.fleet.unwanted.filter(|&asked| asked != from);
                 if shared.fleet.acquisition.as_ref().is_some_and(|own| own.asked == Some(from)) {
                     shared.give_up_acquisition();
+                    shared.fleet.unwanted = None;
                 }
             }
             Message::Awake => self.shared_mut().fleet.asleep.remove(from),
@@ -180,7 +188,10 @@ impl Engine {
         if let Some(message) = fleet.outbox.pop_front() {
             return Some(message);
         }
-        let keeps = stalled || fleet.acquisition.as_ref().is_some_and(|own| own.holds_self);
+        // A shard that it asked for and wants no more can only come back to it while it is at home: until then it keeps
+        // its place in the order, or two could wait for each other.
+        let unwanted = fleet.unwanted.is_some_and(|asked| asked > fleet.place.index);
+        let keeps = stalled || unwanted || fleet.acquisition.as_ref().is_some_and(|own| own.holds_self);
         if keeps {
             return None;
         }
@@ -247,7 +258,10 @@ impl Engine {
                 own.got.push((from, lent));
             }
             // It was wanted for something that has been given up.
-            _ => return shared.fleet.outbox.push_back((from, Message::Return(lent))),
+            _ => {
+                shared.fleet.unwanted = None;
+                return shared.fleet.outbox.push_back((from, Message::Return(lent)));
+            }
         }
         if shared.advance_acquisition() {
             self.execute_gathered(now, clock);

@@ -173,6 +173,7 @@ pub(crate) struct Traffic {
     away: Vec<usize>,
     /// Connections whose lane waits for a credit, by shard.
     waiting: Vec<VecDeque<ConnectionId>>,
+    #[allow(clippy::vec_box, reason = "a hop travels in its box; the pool is there to keep the allocation")]
     pool: Vec<Box<Hop>>,
     /// In whose name commands of other shards' connections are executed.
     proxy: Option<Box<Session>>,
@@ -195,6 +196,12 @@ impl Traffic {
     /// When the first of the replies that wait have waited enough.
     pub(crate) fn held_until(&self) -> Option<Nanos> {
         self.held.front().map(|entry| entry.0)
+    }
+
+    /// No hop is away, and nobody waits to send one.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.away.iter().all(|&away| away == 0) && self.waiting.iter().all(VecDeque::is_empty)
     }
 
     fn recycle(&mut self, mut hop: Box<Hop>) {

@@ -232,6 +232,8 @@ pub struct Fleet {
     /// Commands that wait for other shards to be lent.
     pub(crate) gathers: VecDeque<Gather>,
     pub(crate) acquisition: Option<Acquisition>,
+    /// The shard that was asked for by an acquisition that was given up, and has not answered.
+    pub(crate) unwanted: Option<usize>,
     /// Who wants to borrow this shard.
     pub(crate) borrowers: VecDeque<usize>,
     /// Shards that said they sleep.
@@ -266,6 +268,7 @@ impl Fleet {
             traffic: Traffic::new(place.count, hop_queue),
             gathers: VecDeque::new(),
             acquisition: None,
+            unwanted: None,
             borrowers: VecDeque::new(),
             asleep: ShardSet::default(),
             told: ShardSet::default(),
@@ -278,6 +281,18 @@ impl Fleet {
             gathered_commands: 0,
             times_lent: 0,
         }
+    }
+}
+
+impl Fleet {
+    /// CONFIG RESETSTAT
+    pub(crate) fn reset_counters(&mut self) {
+        self.hops_sent = 0;
+        self.hop_commands_sent = 0;
+        self.hops_served = 0;
+        self.queue_waits = 0;
+        self.gathered_commands = 0;
+        self.times_lent = 0;
     }
 }
 
@@ -405,7 +420,10 @@ impl Totals {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod slot_tests {
     use super::*;
 
     /// Values of CLUSTER KEYSLOT from redis-server 7.0.15.

@@ -27,7 +27,8 @@ pub(crate) fn route(shared: &Shared, session: &Session, command: &Command, args:
         return Route::Gather(place.everybody());
     }
     let one = |shard: usize| if shard == place.index { Route::Here } else { Route::Hop(shard) };
-    if command.keys.first > 0 {
+    // The "keys" of SSUBSCRIBE and its kin are channels, and those are everywhere.
+    if command.keys.first > 0 && command.flags & flag::PUBSUB == 0 {
         let shards = shards_of_keys(shared, command, args);
         return match shards.first() {
             Some(shard) if shards.len() == 1 && (shard == place.index || command.name != "watch") => {

@@ -1,14 +1,21 @@
-//! A program without std that uses `store`: it compiles only if `store` and all it depends on do without std too.
+//! A program without std that uses `store` and `wal`: it compiles only if they and all they depend on do without std
+//! too.
 #![no_std]
 
 #[cfg(feature = "with-std")]
 extern crate std;
 
 use store::time::Now;
+use wal::lsn::Lsn;
 
 /// Refers to `store`, so that it is linked and not just found.
 pub fn uses_the_store(now: Now) -> Now {
     now
+}
+
+/// Refers to `wal`.
+pub fn uses_the_log(lsn: Lsn) -> Lsn {
+    lsn.next()
 }
 
 #[panic_handler]

@@ -1,0 +1,466 @@
+//! Segment files behind the one being written: prepared ahead, recycled when nobody needs them, and removed.
+//!
+//! One task at a time, one operation at a time, beside the writing of blocks and never in its way. Where a
+//! step relies on a rename or a deletion being durable, the directory is flushed first: a file is overwritten
+//! only after the name under which recovery would read it is gone for good, and bears a segment's name only
+//! after its content is durable.
+//!
+//! A full disk is met here and nowhere else. It is no failure of the log: what is prepared can still be
+//! filled, and [`Spares::retry`] or a segment that is released ends it.
+
+use alloc::collections::VecDeque;
+
+use crate::block::PAGE_BYTES;
+use crate::checksum::Checksum;
+use crate::lsn::{Epoch, Lsn};
+use crate::operation::{Action, Completion, Doing, Errno, Failure, Operation, OperationId, Sync};
+use crate::segment::{FIRST_BLOCK_OFFSET, FileName, SegmentHeader, Sequence, uid};
+
+/// Zeros per operation: small enough not to stand in the way of a block for long.
+const ZEROS_BYTES_MAX: u64 = 1 << 20;
+
+/// Numbers of operations, shared by all who issue them.
+#[derive(Debug, Default)]
+pub(crate) struct OperationIds(u64);
+
+impl OperationIds {
+    pub(crate) fn next(&mut self) -> OperationId {
+        self.0 += 1;
+        OperationId(self.0)
+    }
+}
+
+/// A segment that is in the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownSegment {
+    /// Its number.
+    pub sequence: Sequence,
+    /// Bytes of the file.
+    pub length: u64,
+    /// The first record that begins in it or later: not one whose beginning is in the segment before. `None`
+    /// if it holds no block.
+    pub first_lsn: Option<Lsn>,
+}
+
+/// What stays the same from segment to segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) segment_bytes: u64,
+    pub(crate) block_bytes_max: u64,
+    pub(crate) spare_segments: usize,
+    pub(crate) epoch: Epoch,
+    pub(crate) epoch_first_lsn: Lsn,
+    pub(crate) uid_seed: u64,
+}
+
+impl Plan {
+    /// Of so many bytes at a segment's end, those that blocks can certainly use: the last block may not fit.
+    fn usable(&self, remaining: u64) -> u64 {
+        remaining.saturating_sub(self.block_bytes_max - PAGE_BYTES as u64)
+    }
+}
+
+/// How often things happened to segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentCounters {
+    /// Prepared by writing zeros.
+    pub created: u64,
+    /// Prepared from a released segment.
+    pub recycled: u64,
+    /// Deleted.
+    pub deleted: u64,
+    /// Preparations that failed; nearly always a full disk.
+    pub preparations_failed: u64,
+    /// Deletions that failed; the file stays until the next start finds it.
+    pub deletions_failed: u64,
+}
+
+/// The segment that is being written.
+#[derive(Debug)]
+pub(crate) struct Current {
+    pub(crate) sequence: Sequence,
+    pub(crate) seed: u32,
+    /// Where the next block goes.
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    first_lsn: Lsn,
+}
+
+impl Current {
+    pub(crate) fn file(&self) -> FileName {
+        FileName::Segment(self.sequence)
+    }
+
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.length - self.offset >= bytes as u64
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Create,
+    Reserve,
+    WriteZeros(u64),
+    /// A released segment takes the name of a spare…
+    RenameRecycled(FileName),
+    /// …for good…
+    FlushRecycledName,
+    /// …before its header is overwritten.
+    WriteHeader,
+    FlushFile,
+    RenamePrepared,
+    FlushName,
+    /// A preparation failed: the file goes, so that the space is there for what could end the shortage.
+    Discard(FileName),
+}
+
+#[derive(Debug)]
+enum Task {
+    Prepare { sequence: Sequence, step: Step },
+    Delete { file: FileName, deleted: bool },
+    Close { file: FileName },
+}
+
+/// All segments but for the writing into the current one.
+#[derive(Debug)]
+pub struct Spares {
+    plan: Plan,
+    checksum: Checksum,
+    next_sequence: Sequence,
+    /// Segments with records that may still be needed, oldest first, the current one not among them.
+    live: VecDeque<KnownSegment>,
+    pub(crate) current: Option<Current>,
+    /// Prepared: the names of segments, durable.
+    ready: VecDeque<Sequence>,
+    /// Released, complete, and of the right length.
+    recyclable: VecDeque<FileName>,
+    garbage: VecDeque<FileName>,
+    closable: VecDeque<FileName>,
+    task: Option<Task>,
+    in_flight: Option<OperationId>,
+    /// Why the last preparation failed, until it is tried again.
+    shortage: Option<Failure>,
+    /// What was last asked for and was not there, and what is prepared for it.
+    wanted_room: u64,
+    target_room: u64,
+    stopped: bool,
+    counters: SegmentCounters,
+}
+
+impl Spares {
+    pub(crate) fn new(
+        plan: Plan,
+        checksum: Checksum,
+        next_sequence: Sequence,
+        segments: &[KnownSegment],
+        spares: &[Sequence],
+    ) -> Spares {
+        let mut new = Spares {
+            plan,
+            checksum,
+            next_sequence,
+            live: VecDeque::new(),
+            current: None,
+            ready: VecDeque::new(),
+            recyclable: VecDeque::new(),
+            // Whatever its crash left of a spare is not known to be complete.
+            garbage: spares.iter().map(|&sequence| FileName::Spare(sequence)).collect(),
+            closable: VecDeque::new(),
+            task: None,
+            in_flight: None,
+            shortage: None,
+            wanted_room: 0,
+            target_room: 0,
+            stopped: false,
+            counters: SegmentCounters::default(),
+        };
+        for &segment in segments {
+            assert!(segment.sequence < next_sequence, "{segment:?} is not before {next_sequence:?}");
+            match segment.first_lsn {
+                Some(_) => new.live.push_back(segment),
+                // Prepared by an earlier run. Pieces of its last, unacknowledged blocks may stand in it under
+                // its uid, so it is not written to before it has another.
+                None => new.dispose(segment),
+            }
+        }
+        new
+    }
+
+    /// Counters so far.
+    pub(crate) fn counters(&self) -> SegmentCounters {
+        self.counters
+    }
+
+    /// Bytes of blocks that certainly find room in the current and the prepared segments.
+    pub(crate) fn room(&self) -> u64 {
+        let current = self.current.as_ref().map_or(0, |current| current.length - current.offset);
+        let ready = self.plan.usable(self.plan.segment_bytes - FIRST_BLOCK_OFFSET) * self.ready.len() as u64;
+        self.plan.usable(current) + ready
+    }
+
+    /// Prepares so much room, even beyond the configured number of spares: a large record is coming. Smaller
+    /// wishes do not take back a larger one before it was fulfilled once.
+    pub(crate) fn want_room(&mut self, bytes: u64) {
+        let room = self.room();
+        if room >= self.wanted_room {
+            (self.wanted_room, self.target_room) = (bytes, 0);
+        }
+        self.wanted_room = self.wanted_room.max(bytes);
+        if room < self.wanted_room {
+            // A segment more than is missing: until the large record is tried again, small ones take some of
+            // the room.
+            let ahead = self.plan.usable(self.plan.segment_bytes - FIRST_BLOCK_OFFSET);
+            self.target_room = self.wanted_room + ahead;
+        }
+    }
+
+    /// Why no segment can be prepared.
+    pub(crate) fn shortage(&self) -> Option<Failure> {
+        self.shortage
+    }
+
+    /// Forgets that the disk was full: the next operation tries again.
+    pub(crate) fn retry(&mut self) {
+        self.shortage = None;
+    }
+
+    /// Nothing more is written or removed: the log failed or was closed.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.is_none()
+    }
+
+    /// All segments that hold blocks, oldest first.
+    pub(crate) fn known(&self) -> impl Iterator<Item = KnownSegment> {
+        let current = self.current.as_ref().map(|current| KnownSegment {
+            sequence: current.sequence,
+            length: current.length,
+            first_lsn: Some(current.first_lsn),
+        });
+        self.live.iter().copied().chain(current)
+    }
+
+    /// Segments that hold no block and files to be removed, for a writer that takes over.
+    pub(crate) fn leftovers(&self) -> impl Iterator<Item = FileName> {
+        let task = match self.task {
+            Some(Task::Prepare { sequence, step: Step::FlushName }) => Some(FileName::Segment(sequence)),
+            Some(Task::Prepare { step: Step::Discard(file), .. }) => Some(file),
+            Some(Task::Prepare { sequence, .. }) => Some(FileName::Spare(sequence)),
+            Some(Task::Delete { file, deleted: false }) => Some(file),
+            _ => None,
+        };
+        let ready = self.ready.iter().map(|&sequence| FileName::Segment(sequence));
+        ready.chain(self.recyclable.iter().copied()).chain(self.garbage.iter().copied()).chain(task)
+    }
+
+    pub(crate) fn next_sequence(&self) -> Sequence {
+        self.next_sequence
+    }
+
+    /// Begins the next segment if one is ready. The caller has made sure that all before it is durable.
+    pub(crate) fn switch(&mut self, first_lsn: Lsn) -> bool {
+        let Some(sequence) = self.ready.pop_front() else { return false };
+        let seed = self.header(sequence).seed(self.checksum);
+        let length = self.plan.segment_bytes;
+        let next = Current { sequence, seed, offset: FIRST_BLOCK_OFFSET, length, first_lsn };
+        if let Some(old) = self.current.replace(next) {
+            self.closable.push_back(old.file());
+            self.live.push_back(KnownSegment {
+                sequence: old.sequence,
+                length: old.length,
+                first_lsn: Some(old.first_lsn),
+            });
+        }
+        true
+    }
+
+    /// Lets go of segments that hold only records before `needed`.
+    pub(crate) fn release(&mut self, needed: Lsn) {
+        while !self.live.is_empty() {
+            let next = self.live.get(1).and_then(|segment| segment.first_lsn);
+            let next = next.or(self.current.as_ref().map(|current| current.first_lsn));
+            // What begins in a segment begins before the first that begins in the next.
+            if next.is_none_or(|next| next > needed) {
+                break;
+            }
+            let segment = self.live.pop_front().expect("not empty");
+            self.dispose(segment);
+        }
+    }
+
+    fn dispose(&mut self, segment: KnownSegment) {
+        let file = FileName::Segment(segment.sequence);
+        // It is deleted, which closes it, or soon written to again.
+        self.closable.retain(|&closable| closable != file);
+        if segment.length != self.plan.segment_bytes {
+            return self.garbage.push_back(file);
+        }
+        self.recyclable.push_back(file);
+        // The oldest go first: what a crash in between leaves is a log that begins later, never one with a
+        // hole.
+        if self.recyclable.len() > self.plan.spare_segments {
+            self.garbage.extend(self.recyclable.pop_front());
+        }
+    }
+
+    fn header(&self, sequence: Sequence) -> SegmentHeader {
+        SegmentHeader {
+            uid: uid(self.plan.uid_seed, sequence),
+            sequence,
+            length: self.plan.segment_bytes,
+            epoch: self.plan.epoch,
+            epoch_first_lsn: self.plan.epoch_first_lsn,
+        }
+    }
+
+    pub(crate) fn poll_operation(&mut self, ids: &mut OperationIds) -> Option<Operation> {
+        if self.in_flight.is_some() || self.stopped {
+            return None;
+        }
+        let task = match self.task.take() {
+            Some(task) => task,
+            None => self.next_task()?,
+        };
+        let action = self.action(&task);
+        self.task = Some(task);
+        let id = ids.next();
+        self.in_flight = Some(id);
+        Some(Operation { id, action })
+    }
+
+    fn next_task(&mut self) -> Option<Task> {
+        let wanted = self.ready.len() < self.plan.spare_segments || self.room() < self.target_room;
+        if wanted && let Some(old) = self.recyclable.pop_front() {
+            return Some(self.prepare(Step::RenameRecycled(old)));
+        }
+        if wanted && self.shortage.is_none() {
+            return Some(self.prepare(Step::Create));
+        }
+        if let Some(file) = self.garbage.pop_front() {
+            return Some(Task::Delete { file, deleted: false });
+        }
+        self.closable.pop_front().map(|file| Task::Close { file })
+    }
+
+    fn prepare(&mut self, step: Step) -> Task {
+        let sequence = self.next_sequence;
+        self.next_sequence = sequence.next();
+        Task::Prepare { sequence, step }
+    }
+
+    fn action(&self, task: &Task) -> Action {
+        let (sequence, step) = match *task {
+            Task::Close { file } => return Action::Close { file },
+            Task::Delete { file, deleted: false } => return Action::Delete { file },
+            Task::Delete { deleted: true, .. } => return Action::FlushDirectory,
+            Task::Prepare { sequence, step } => (sequence, step),
+        };
+        let file = FileName::Spare(sequence);
+        match step {
+            Step::Create => Action::Create { file },
+            Step::Reserve => Action::Reserve { file, length: self.plan.segment_bytes },
+            Step::WriteZeros(offset) => Action::WriteZeros { file, offset, length: self.zeros_at(offset) },
+            Step::RenameRecycled(from) => Action::Rename { from, to: file },
+            Step::FlushRecycledName | Step::FlushName => Action::FlushDirectory,
+            Step::WriteHeader => {
+                let buffer = self.header(sequence).encode(self.checksum);
+                Action::Write { file, offset: 0, buffer, start: 0, sync: Sync::None }
+            }
+            Step::FlushFile => Action::Flush { file },
+            Step::RenamePrepared => Action::Rename { from: file, to: FileName::Segment(sequence) },
+            Step::Discard(file) => Action::Delete { file },
+        }
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        ZEROS_BYTES_MAX.min(self.plan.segment_bytes - offset)
+    }
+
+    /// True if the completion was of an operation issued here.
+    pub(crate) fn handle_completion(&mut self, completion: &Completion) -> bool {
+        if self.in_flight != Some(completion.id) {
+            return false;
+        }
+        self.in_flight = None;
+        self.task = match self.task.take().expect("an operation belongs to a task") {
+            Task::Close { .. } => None,
+            Task::Delete { file, deleted: false } => match completion.result {
+                Ok(_) => {
+                    self.counters.deleted += 1;
+                    Some(Task::Delete { file, deleted: true })
+                }
+                Err(_) => {
+                    self.counters.deletions_failed += 1;
+                    None
+                }
+            },
+            Task::Delete { deleted: true, .. } => None,
+            Task::Prepare { sequence, step } => self.after(sequence, step, completion.result),
+        };
+        true
+    }
+
+    fn after(&mut self, sequence: Sequence, step: Step, result: Result<usize, Errno>) -> Option<Task> {
+        let spare = FileName::Spare(sequence);
+        let result = match (step, result) {
+            // The header is one page, and its space is reserved: nothing is short about it but for an error.
+            (Step::WriteHeader, Ok(written)) if written < PAGE_BYTES => Err(Errno::EIO),
+            (_, result) => result,
+        };
+        let next = match (step, result) {
+            (Step::Discard(_), _) => return None,
+            (_, Err(errno)) => {
+                let failure = |doing, file, offset, length| Failure { doing, file, offset, length, errno };
+                let (failure, leftover) = match step {
+                    Step::Create => (failure(Doing::Creating, spare, 0, 0), None),
+                    Step::Reserve => {
+                        (failure(Doing::Preallocating, spare, 0, self.plan.segment_bytes), Some(spare))
+                    }
+                    Step::WriteZeros(offset) => {
+                        (failure(Doing::Preallocating, spare, offset, self.zeros_at(offset)), Some(spare))
+                    }
+                    // The segment keeps its old name, or is a spare that the next start removes.
+                    Step::RenameRecycled(from) => (failure(Doing::Renaming, from, 0, 0), None),
+                    Step::FlushRecycledName => (failure(Doing::FlushingDirectory, spare, 0, 0), Some(spare)),
+                    Step::WriteHeader => (failure(Doing::Writing, spare, 0, FIRST_BLOCK_OFFSET), Some(spare)),
+                    Step::FlushFile => (failure(Doing::Flushing, spare, 0, 0), Some(spare)),
+                    Step::RenamePrepared => (failure(Doing::Renaming, spare, 0, 0), Some(spare)),
+                    Step::FlushName => (
+                        failure(Doing::FlushingDirectory, FileName::Segment(sequence), 0, 0),
+                        Some(FileName::Segment(sequence)),
+                    ),
+                    Step::Discard(_) => unreachable!("answered above"),
+                };
+                self.shortage = Some(failure);
+                self.counters.preparations_failed += 1;
+                return leftover.map(|file| Task::Prepare { sequence, step: Step::Discard(file) });
+            }
+            (Step::Create, Ok(_)) => Step::Reserve,
+            (Step::Reserve, Ok(_)) => Step::WriteZeros(0),
+            (Step::WriteZeros(offset), Ok(_)) => match offset + self.zeros_at(offset) {
+                end if end == self.plan.segment_bytes => {
+                    self.counters.created += 1;
+                    Step::WriteHeader
+                }
+                end => Step::WriteZeros(end),
+            },
+            (Step::RenameRecycled(_), Ok(_)) => Step::FlushRecycledName,
+            (Step::FlushRecycledName, Ok(_)) => {
+                self.counters.recycled += 1;
+                Step::WriteHeader
+            }
+            (Step::WriteHeader, Ok(_)) => Step::FlushFile,
+            (Step::FlushFile, Ok(_)) => Step::RenamePrepared,
+            (Step::RenamePrepared, Ok(_)) => Step::FlushName,
+            (Step::FlushName, Ok(_)) => {
+                self.shortage = None;
+                self.ready.push_back(sequence);
+                return None;
+            }
+        };
+        Some(Task::Prepare { sequence, step: next })
+    }
+}
