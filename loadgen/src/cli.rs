@@ -1,5 +1,6 @@
 //! The command line: flags into plans. Names follow memtier_benchmark where the meaning is the same.
 
+use crate::audit::plan::AuditArgs;
 use crate::client::{Load, Plan, Stop};
 use crate::schedule::Arrival;
 use crate::worker::Io;
@@ -34,6 +35,10 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Measure several servers in turn, A B A B, each started fresh, and compare them.
     Compare(Box<CompareArgs>),
+    /// Kill a server in the middle of writes, again and again, and look whether all that it acknowledged survives.
+    ///
+    /// Exit code: 0 nothing was lost or invented, 1 something was, or not all was carried out, 2 wrong usage.
+    Audit(Box<AuditArgs>),
 }
 
 /// Flags of the demonstration.

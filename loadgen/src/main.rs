@@ -9,9 +9,12 @@
 //!                     └─ scan       where replies end
 //! ```
 //!
+//! [`audit`] measures nothing: it kills a server in the middle of writes and looks what is left of them.
+//!
 //! Closed and open loop answer different questions and are never mixed: every figure carries its loop. The tool
 //! judges its own runs ([`verdict`]) and says so in its exit code.
 
+mod audit;
 mod cli;
 mod client;
 mod compare;
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Run(arguments)) => run::command(&arguments, &stop),
         Some(Command::Compare(arguments)) => compare::command(&arguments, &stop),
+        Some(Command::Audit(arguments)) => audit::command(&arguments, &stop),
         None => demo::command(&cli.demo, &stop),
     }
 }

@@ -14,6 +14,7 @@ use reactor::io::listener::{ListenOptions, Listener};
 use reactor::io::probe;
 use reactor::io::ring::RingOptions;
 use reactor::io::stop::StopSignal;
+use reactor::io::sync::Bell;
 use reactor::io::uring::{UringDriver, UringOptions};
 use reactor::server::event::{ConnectionId, Event, Operation, Target};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -21,9 +22,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use store::session::Transport;
 
@@ -1061,7 +1065,7 @@ fn ten_thousand_connections<V: Variant>() {
         this_test_as(&address.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let output = child.stdout.take().unwrap();
     // Each stage of the client ends with a line of its own; libtest's lines are among them.
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = channel();
     let reading = std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             if line.contains("held ") {
@@ -1408,6 +1412,73 @@ fn stop_before_start<V: Variant>() {
 }
 
 /// A server that goes frees its port at once, whatever was in flight; twenty times.
+/// Another thread ends a wait by raising an eventfd that nobody ever reads: again and again, and without an event.
+fn woken<V: Variant>() {
+    let mut harness = Harness::<V>::new(Bounds::default());
+    let bell = Arc::new(Bell::new().unwrap());
+    harness.driver.watch(bell.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let (mut client, connection) = harness.client(TCP);
+    harness.ping(&mut client, connection);
+    harness.assert_quiet("a bell that has not rung");
+    let (go, gone) = channel::<()>();
+    let ringing = bell.clone();
+    let thread = std::thread::spawn(move || gone.iter().for_each(|()| ringing.ring()));
+    for round in 0..300 {
+        go.send(()).unwrap();
+        let start = Instant::now();
+        harness.driver.submit_and_wait(Some(PATIENCE)).unwrap();
+        assert!(start.elapsed() < PATIENCE / 2, "round {round}: nobody was woken");
+        assert!(harness.driver.next_event().is_none(), "being woken is no event");
+        if round % 50 == 0 {
+            harness.ping(&mut client, connection);
+        }
+    }
+    drop(go);
+    thread.join().unwrap();
+    harness.assert_quiet("the bell has rung and is still readable");
+    // Rung before the wait: it must not be waited through.
+    bell.ring();
+    let start = Instant::now();
+    harness.driver.submit_and_wait(Some(PATIENCE)).unwrap();
+    assert!(start.elapsed() < PATIENCE / 2, "rung in vain");
+    while harness.driver.next_event().is_some() {}
+    harness.assert_quiet("afterwards");
+    harness.ping(&mut client, connection);
+}
+
+/// Two drivers wait on one AF_UNIX socket: they share what comes, and no one takes all.
+fn shared_listener<V: Variant>() {
+    const CLIENTS: usize = 40;
+    let mut first = Listener::unix(&socket_path(), Transport::Resp, ListenOptions::default()).unwrap();
+    let second = first.another(ListenOptions::default()).unwrap();
+    let mut one = Harness::<V>::with(vec![first], Bounds::default());
+    let mut other = Harness::<V>::with(vec![second], Bounds::default());
+    one.turn(Duration::ZERO);
+    other.turn(Duration::ZERO);
+    let mut clients: Vec<Socket> = (0..CLIENTS).map(|_| connect(&one.addresses[0])).collect();
+    let deadline = Instant::now() + PATIENCE;
+    while one.pipeline.accepted.len() + other.pipeline.accepted.len() < CLIENTS {
+        one.turn(Duration::from_millis(1));
+        other.turn(Duration::from_millis(1));
+        assert!(Instant::now() < deadline, "clients that nobody accepts");
+    }
+    let counts = (one.pipeline.accepted.len(), other.pipeline.accepted.len());
+    assert!(counts.0.min(counts.1) >= CLIENTS / 4, "{counts:?}");
+    for client in &mut clients {
+        client.write_all(b"x").unwrap();
+    }
+    one.until("echoes", |pipeline| pipeline.links.values().all(|link| link.sent == 1));
+    other.until("echoes", |pipeline| pipeline.links.values().all(|link| link.sent == 1));
+    // One that stops accepting leaves the socket to the other.
+    one.driver.enqueue(Operation::StopAccepting);
+    one.turn(Duration::ZERO);
+    one.assert_quiet("stopped accepting");
+    let before = other.pipeline.accepted.len();
+    let _late: Vec<Socket> = (0..5).map(|_| connect(&other.addresses[0])).collect();
+    other.until("the late ones", |pipeline| pipeline.accepted.len() == before + 5);
+    other.assert_quiet("all are accepted");
+}
+
 fn restarts<V: Variant>() {
     let mut port = 0;
     for _ in 0..20 {
@@ -1548,7 +1619,7 @@ macro_rules! suite {
             every_split long_messages short_sends slow_readers buffer_exhaustion half_close finish_send
             finish_send_and_close resets
             pause_and_resume close_in_every_state ten_thousand_connections connects full_table
-            stop_signal stop_before_start restarts timeouts addresses storm $($more)*);
+            stop_signal stop_before_start woken shared_listener restarts timeouts addresses storm $($more)*);
     };
     (@tests $module:ident, $variant:ty, $churn:literal, $($test:ident)*) => {
         mod $module {

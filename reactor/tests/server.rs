@@ -239,7 +239,8 @@ fn the_ready_line_tells_where_everything_listens() {
         let path = scratch.path("socket");
         let server = Running::start(&["--io", driver, "--unixsocket", &path]);
         assert_eq!(server.field("io"), Some(*driver));
-        assert_eq!(server.field("shards"), Some("1"));
+        let cores = reactor::cpu::allowed_cores().len().to_string();
+        assert_eq!(server.field("shards"), Some(cores.as_str()), "one for each core");
         assert_eq!(server.field("pid"), Some(server.child.id().to_string().as_str()));
         assert_eq!(server.field("unix"), Some(path.as_str()));
         assert_ne!(server.resp().port(), 0);
@@ -396,7 +397,11 @@ fn wrong_usage_is_told_and_ends_with_code_2() {
         (&["--port", "70000"], "65535"),
         (&["--port", "many"], "--port"),
         (&["--io", "kqueue"], "io_uring, epoll"),
-        (&["--shards", "2"], "--shards"),
+        (&["--shards", "0"], "0 shards would own no key"),
+        (&["--shards", "129"], "more than the 128"),
+        (&["--shards", "1", "--pin", "0,1"], "2 cores for 1 shard"),
+        (&["--hop-queue", "0"], "--hop-queue"),
+        (&["topology", "--shards", "0"], "0 shards"),
         (&["--durability", "always"], "--durability"),
         (&["--pin", "first"], "pin"),
         (&["--bind", "localhost.example"], "is no IP address"),
@@ -647,6 +652,8 @@ fn what_prevents_an_embedded_start_is_returned() {
     assert!(matches!(error, StartError::Listen(_)), "{error}");
     let error = Server::start(Config { pin: "60000".into(), ..free_ports() }).unwrap_err();
     assert!(matches!(error, StartError::Pin(_)), "{error}");
+    let error = Server::start(Config { shards: "0".into(), ..free_ports() }).unwrap_err();
+    assert!(matches!(error, StartError::Setting(_)), "{error}");
     let error = Server::start(Config { bind: "nowhere".into(), ..free_ports() }).unwrap_err();
     assert!(matches!(error, StartError::Setting(_)), "{error}");
     // A named driver is a demand, also from a program.

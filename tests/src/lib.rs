@@ -3,8 +3,12 @@
 //! [`tree`] reads the repository into memory, [`rules`] judges it; `tests/repository.rs` puts the two together. The
 //! client programs (`tests/clients/`) and the proof that `store` and `wal` need no std (`tests/no_std/`) are beside
 //! them and are run by `test.sh`. [`oracle`] sends random commands to redis-server and to Millrace and compares the replies
-//! byte for byte; `tests/oracle.rs` says how many. [`random`] is the seeded generator.
+//! byte for byte; `tests/oracle.rs` says how many. [`fleet`] drives several shards in one thread, from a seed.
+//! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them.
+//! [`random`] is the seeded generator.
 
+pub mod fleet;
+pub mod linearizability;
 pub mod oracle;
 pub mod random;
 pub mod rules;

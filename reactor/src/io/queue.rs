@@ -114,8 +114,10 @@ impl<T> Producer<T> {
     }
 
     /// Says that the producer waits for room. It must look again, behind a fence, before it sleeps.
+    ///
+    /// Release: whoever takes this must see that the producer is asleep, or it takes the call and does not wake.
     pub fn starve(&mut self) {
-        self.queue.tail.0.starved.swap(true, Ordering::Relaxed);
+        self.queue.tail.0.starved.swap(true, Ordering::Release);
     }
 }
 
@@ -169,7 +171,7 @@ impl<T> Consumer<T> {
     #[inline]
     pub fn take_starved(&mut self) -> bool {
         let starved = &self.queue.tail.0.starved;
-        starved.load(Ordering::Relaxed) && starved.swap(false, Ordering::Relaxed)
+        starved.load(Ordering::Relaxed) && starved.swap(false, Ordering::Acquire)
     }
 }
 

@@ -181,6 +181,8 @@ pub struct UringDriver {
     listeners: Vec<Option<Listener>>,
     listener_armed: Vec<bool>,
     resting_listeners: bool,
+    /// A shared listener gave us a connection and is armed again with the next enter.
+    listener_yields: bool,
     accepting: bool,
     stop: StopSignal,
     waker: Option<OwnedFd>,
@@ -216,6 +218,7 @@ impl UringDriver {
             listeners: listeners.into_iter().map(Some).collect(),
             listener_armed: armed,
             resting_listeners: false,
+            listener_yields: false,
             accepting: true,
             stop,
             waker: None,
@@ -519,7 +522,11 @@ impl UringDriver {
             return Step::Nothing;
         }
         if !completion.more() {
-            self.arm_listeners_or_rest();
+            match &self.listeners[index] {
+                // Others have a turn's time to take the next.
+                Some(listener) if listener.is_shared() => self.listener_yields = true,
+                _ => self.arm_listeners_or_rest(),
+            }
         }
         let value = completion.result;
         if !self.options.direct_descriptors {
@@ -806,6 +813,9 @@ impl Driver for UringDriver {
             }
         }
         self.rearm.clear();
+        if std::mem::take(&mut self.listener_yields) && !self.resting_listeners {
+            self.arm_listeners_or_rest();
+        }
         let mut timeout = timeout;
         if self.resting_listeners {
             timeout = Some(timeout.map_or(ACCEPT_REST, |given| given.min(ACCEPT_REST)));

@@ -208,6 +208,29 @@ impl Engine {
         self.shared.is_none()
     }
 
+    /// What this shard has left to do for or with the others, in a word; `None`: nothing. For tests, which can tell a
+    /// server at rest from one that waits for what never comes.
+    pub fn unfinished(&self) -> Option<&'static str> {
+        if self.is_lent() {
+            return Some("it is lent");
+        }
+        let fleet = &self.shared().fleet;
+        let states = [
+            (self.stalled, "it sleeps"),
+            (!self.deferred.is_empty(), "messages are deferred"),
+            (!fleet.outbox.is_empty(), "messages are to be sent"),
+            (fleet.acquisition.is_some(), "it acquires other shards"),
+            (fleet.unwanted.is_some(), "it awaits a shard that it wants no more"),
+            (!fleet.gathers.is_empty(), "commands wait for other shards"),
+            (!fleet.borrowers.is_empty(), "another shard wants to borrow it"),
+            (!fleet.guests.is_empty() || fleet.selected != fleet.place.index, "it has other shards in hand"),
+            (!fleet.asleep.is_empty(), "it thinks that another shard sleeps"),
+            (!fleet.told.is_empty(), "another shard thinks that it sleeps"),
+            (fleet.traffic.is_busy(), "hops are away, or replies held"),
+        ];
+        states.into_iter().find_map(|(holds, words)| holds.then_some(words))
+    }
+
     /// The shard is about to stand still for a while (DEBUG SLEEP): it must keep nobody's shard meanwhile.
     pub fn begin_stall(&mut self) {
         self.stalled = true;

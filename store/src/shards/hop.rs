@@ -204,6 +204,12 @@ impl Traffic {
         self.away.iter().all(|&away| away == 0) && self.waiting.iter().all(VecDeque::is_empty)
     }
 
+    /// Whether anything is on its way or waits.
+    pub(crate) fn is_busy(&self) -> bool {
+        let waits = self.waiting.iter().any(|waiting| !waiting.is_empty());
+        waits || self.away.iter().any(|&away| away > 0) || !self.held.is_empty()
+    }
+
     fn recycle(&mut self, mut hop: Box<Hop>) {
         if self.pool.len() < POOL_MAX {
             hop.clear();
@@ -269,8 +275,9 @@ impl Shared {
 
     /// Sends what a connection has gathered for other shards, as far as bounds allow.
     pub(crate) fn send_hops(&mut self, session: &mut Session) {
-        let unsent = session.unsent();
         let Some(lanes) = &mut session.lanes else { return };
+        // What stands behind the first missing reply cannot leave before it: to wait for that would be for ever.
+        let unsent = session.in_flight + lanes.first_hole().unwrap_or(session.output.len());
         let mut rest = lanes.dirty;
         while let Some(shard) = rest.first() {
             rest.remove(shard);
@@ -413,8 +420,9 @@ impl Shared {
         }
         let mut session = self.sessions.take(hop.connection)?;
         if hop.broken {
+            // The shard that executed it has counted this.
             self.fleet.traffic.recycle(hop);
-            self.doom(&mut session);
+            self.abort(&mut session);
             return Some(session);
         }
         if let Some(lanes) = &mut session.lanes {
@@ -424,9 +432,6 @@ impl Shared {
             lane.answer = Some(hop);
         }
         self.fill_holes(&mut session);
-        if session.unsent() > self.config.output_buffer_max {
-            self.doom(&mut session);
-        }
         Some(session)
     }
 

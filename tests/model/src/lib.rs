@@ -26,11 +26,9 @@ mod tests {
     use std::collections::VecDeque;
 
     /// Interruptions of a thread at a place where it need not give way. Bugs of this kind need one or two.
-    const PREEMPTIONS: usize = 2;
-
-    fn model(test: impl Fn() + Sync + Send + 'static) {
+    fn model(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
         let mut builder = Builder::new();
-        builder.preemption_bound = Some(PREEMPTIONS);
+        builder.preemption_bound = Some(preemptions);
         builder.check(test);
     }
 
@@ -70,7 +68,7 @@ mod tests {
     #[test]
     fn a_queue_keeps_order_and_loses_nothing() {
         for capacity in [1, 2, 3] {
-            model(move || {
+            model(3, move || {
                 let (to, mut from) = queue(capacity);
                 let sender = thread::spawn(move || push_all(to, 4));
                 take_all(&mut from, 4);
@@ -82,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_dropped_once() {
-        model(|| {
+        model(3, || {
             let (mut to, mut from) = queue::<loom::sync::Arc<u32>>(4);
             let message = loom::sync::Arc::new(7);
             let copies = [message.clone(), message.clone(), message.clone()];
@@ -128,7 +126,7 @@ mod tests {
     /// A sleeper is woken by a message, whenever it falls asleep.
     #[test]
     fn no_message_is_slept_through() {
-        model(|| {
+        model(3, || {
             let (mut a, mut b) = pair(4);
             let sender = thread::spawn(move || {
                 for number in 0..2 {
@@ -146,11 +144,13 @@ mod tests {
     /// A sender without room sleeps too, and is woken by whoever makes room.
     #[test]
     fn no_room_is_slept_through() {
-        model(|| {
+        model(3, || {
             let (mut a, mut b) = pair(1);
             let sender = thread::spawn(move || {
                 for number in 0..3 {
                     b.send(0, Box::new(number));
+                    // Room may come before the next: what waits goes first all the same.
+                    b.flush();
                 }
                 while !b.flush() {
                     b.wait(None);
@@ -166,7 +166,7 @@ mod tests {
     /// Question and answer, both sleeping in between: the shape of a hop.
     #[test]
     fn answers_find_who_asked() {
-        model(|| {
+        model(3, || {
             let (mut a, mut b) = pair(1);
             let other = thread::spawn(move || {
                 receive(&mut b, 0, 1);
@@ -184,7 +184,7 @@ mod tests {
     /// Both have more to say than there is room for: neither may wait for the other without being woken.
     #[test]
     fn two_that_flood_each_other_both_get_through() {
-        model(|| {
+        model(2, || {
             let (mut a, mut b) = pair(1);
             fn flood(mailbox: &mut Mailbox<Message>, other: usize) {
                 for number in 0..2 {
@@ -205,7 +205,7 @@ mod tests {
     /// Two senders, one sleeper: one of the two may leave the ringing to the other, but not both.
     #[test]
     fn two_senders_wake_one_sleeper() {
-        model(|| {
+        model(2, || {
             let mut all = VecDeque::from(Mailboxes::new::<Message>(3, 1).unwrap());
             let mut sleeper = all.pop_front().unwrap();
             let senders: Vec<_> = all
@@ -238,7 +238,7 @@ mod tests {
     /// A shard that ends without having finished wakes those who would wait for it for ever.
     #[test]
     fn a_failure_is_not_slept_through() {
-        model(|| {
+        model(3, || {
             let (mut a, b) = pair(1);
             let failing = thread::spawn(move || drop(b));
             while !a.is_broken() {

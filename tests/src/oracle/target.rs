@@ -251,6 +251,11 @@ impl Process {
         let name = format!("millrace {}{}", arguments.join(" "), if unix { " (unix)" } else { "" });
         Ok(Process { name, child, address, directory })
     }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
 }
 
 impl Server for Process {

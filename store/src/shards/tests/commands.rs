@@ -24,7 +24,7 @@ fn a_pipeline_over_all_shards_is_answered_in_order() {
     // A pipeline's commands for one shard travel together.
     let hops: u64 = (0..3).map(|shard| server.shared(shard).fleet.hops_sent).sum();
     let commands: u64 = (0..3).map(|shard| server.shared(shard).fleet.hop_commands_sent).sum();
-    assert!(commands == 3 * 400 - 2 * 200 + 2 * 200 || commands > 1000, "{commands}");
+    assert!(commands > 1000, "{commands}");
     assert!(hops < commands / 20, "{hops} hops for {commands} commands");
 }
 

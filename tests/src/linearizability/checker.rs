@@ -1,0 +1,518 @@
+//! The search for an order that explains a history: Wing and Gong's, with Lowe's memory of configurations.
+//!
+//! Go through the history's events. At any moment one of the operations that have been invoked may be the next to
+//! take effect, as long as no operation that was over before it is left out. Choose one whose reply the model would
+//! have given, take it out of the list and begin again; where none is left, take the last choice back. A
+//! *configuration*, the set of operations chosen so far and the state they lead to, is never visited twice: that makes
+//! the search fast enough for histories of hundreds of thousands of operations, most of which it passes through in
+//! one straight line.
+//!
+//! **Unknown outcomes.** An operation without a response may take effect at any later moment, or never. It is
+//! chosen only together with a completed operation behind it whose outcome it changes: whatever else could be
+//! explained with it can be explained without it as well. Tried last, one at a time before several, and of several that
+//! ask for the same the earliest, it costs little while it is not needed.
+//!
+//! A set of operations is known by the exclusive or of random 128-bit numbers, one for each operation. Two sets
+//! that agree by chance (once in 10^24 histories of ten million configurations) could make a good history look wrong,
+//! never a wrong one good.
+
+use super::history::Operation;
+use crate::random::Random;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
+use std::mem;
+
+/// A server that does one thing at a time.
+pub trait Model {
+    /// What is asked.
+    type Input: fmt::Debug + PartialEq;
+    /// What is answered.
+    type Output: fmt::Debug;
+    /// What the server holds.
+    type State: Clone + Eq + Hash;
+
+    /// What it holds at first.
+    fn initial(&self) -> Self::State;
+
+    /// The state after `input`, if `output` is the answer in this state; without an output, the state if it takes
+    /// effect.
+    fn step(
+        &self,
+        state: &Self::State,
+        input: &Self::Input,
+        output: Option<&Self::Output>,
+    ) -> Option<Self::State>;
+
+    /// Whether it can change the state. One that cannot tells nothing if its outcome is unknown.
+    fn may_write(&self, input: &Self::Input) -> bool;
+
+    /// A state for people.
+    fn show(&self, state: &Self::State) -> String;
+}
+
+/// An operation of a model.
+type OperationOf<M> = Operation<<M as Model>::Input, <M as Model>::Output>;
+
+/// What a search found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Operations that were judged.
+    pub operations: usize,
+    /// Parts that were judged each by itself.
+    pub partitions: usize,
+    /// Configurations that were visited: as many as operations if nothing had to be taken back.
+    pub configurations: usize,
+    /// The judgement.
+    pub outcome: Outcome,
+}
+
+impl Report {
+    /// Panics with the explanation unless the history is linearizable.
+    #[track_caller]
+    pub fn demand(&self, what: &str) {
+        match &self.outcome {
+            Outcome::Linearizable => {}
+            Outcome::Violation(violation) => panic!("{what}: no order explains it\n{violation}"),
+            Outcome::Undecided => panic!("{what}: not decided within {} configurations", self.configurations),
+        }
+    }
+}
+
+/// A judgement.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// There is an order.
+    Linearizable,
+    /// There is none.
+    Violation(Box<Violation>),
+    /// The search was given up at its bound.
+    Undecided,
+}
+
+/// How far the longest attempt came.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Which part of the history.
+    pub partition: String,
+    /// Completed operations that could be ordered.
+    pub ordered: usize,
+    /// Completed operations in all.
+    pub completed: usize,
+    /// The last of those that could be ordered.
+    pub last: Vec<String>,
+    /// The state they led to.
+    pub state: String,
+    /// The operation that is over by then and could not take effect any more.
+    pub stuck: String,
+    /// The others that were under way.
+    pub open: Vec<String>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "partition {}: {} of {} completed operations can be ordered",
+            self.partition, self.ordered, self.completed
+        )?;
+        for line in &self.last {
+            writeln!(f, "    {line}")?;
+        }
+        writeln!(f, "which leaves {}", self.state)?;
+        write!(f, "where this has no place:\n    {}", self.stuck)?;
+        for line in &self.open {
+            write!(f, "\n  under way: {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How many configurations a search may visit unless told otherwise: some gigabytes.
+pub const CONFIGURATIONS_MAX: usize = 20_000_000;
+/// How many of the operations that could be ordered are shown.
+const LAST_SHOWN: usize = 12;
+/// Orders of unknown operations before one completed operation; beyond this a search is given up.
+const UNKNOWN_ORDERS_MAX: usize = 200_000;
+
+/// Judges a history part by part: `key` must not tell two operations apart that touch the same state.
+pub fn check_partitioned<M: Model, K: Ord + fmt::Debug>(
+    model: &M,
+    history: &[OperationOf<M>],
+    key: impl Fn(&M::Input) -> K,
+) -> Report {
+    let mut parts: BTreeMap<K, Vec<&OperationOf<M>>> = BTreeMap::new();
+    for operation in history {
+        parts.entry(key(&operation.input)).or_default().push(operation);
+    }
+    let mut report = Report {
+        operations: history.len(),
+        partitions: parts.len(),
+        configurations: 0,
+        outcome: Outcome::Linearizable,
+    };
+    for (key, part) in parts {
+        let mut outcome = search(model, part, CONFIGURATIONS_MAX, &mut report.configurations);
+        if let Outcome::Violation(violation) = &mut outcome {
+            violation.partition = format!("{key:?}");
+        }
+        if !matches!(outcome, Outcome::Linearizable) {
+            return Report { outcome, ..report };
+        }
+    }
+    report
+}
+
+/// Judges a history as a whole.
+pub fn check<M: Model>(model: &M, history: &[OperationOf<M>]) -> Report {
+    check_partitioned(model, history, |_| ())
+}
+
+fn search<M: Model>(
+    model: &M,
+    mut operations: Vec<&OperationOf<M>>,
+    configurations_max: usize,
+    configurations: &mut usize,
+) -> Outcome {
+    operations.sort_unstable_by_key(|operation| operation.invoked);
+    let unknown = operations.iter().filter(|operation| operation.output.is_none()).count();
+    // A chain of unknown operations is rare; allowing it where it is not needed makes the search long.
+    let mut chain_max = unknown.min(1);
+    loop {
+        let mut search = Search::new(model, &operations, chain_max, configurations_max);
+        let outcome = search.run();
+        *configurations += search.visited.len();
+        if chain_max == unknown || !matches!(outcome, Outcome::Violation(_)) {
+            return outcome;
+        }
+        chain_max = (chain_max * 2).min(unknown);
+    }
+}
+
+/// The event before all others in the list of events.
+const HEAD: u32 = 0;
+
+/// The list of events is doubly linked, so that an operation can be taken out and put back at no cost.
+struct Search<'a, M: Model> {
+    model: &'a M,
+    /// Completed operations by invocation; event numbers lead here.
+    completed: Vec<&'a OperationOf<M>>,
+    /// Operations of unknown outcome that may have changed something, by invocation.
+    unknown: Vec<&'a OperationOf<M>>,
+    is_chosen: Vec<bool>,
+    /// For each of these the first that asks for the same: of equals the earliest goes first, the others could do no more.
+    first_equal: Vec<u32>,
+    /// For each event the operation and whether it is the invocation. Event 0 is the head.
+    events: Vec<(u32, bool)>,
+    /// For each completed operation its two events.
+    events_of: Vec<[u32; 2]>,
+    next: Vec<u32>,
+    previous: Vec<u32>,
+    /// One random number for each operation, the unknown behind the completed.
+    marks: Vec<u128>,
+    /// Of what has been chosen.
+    chosen: u128,
+    visited: HashSet<(u128, M::State)>,
+    chain_max: usize,
+    configurations_max: usize,
+    is_given_up: bool,
+    state: M::State,
+}
+
+/// An operation that was chosen, with those of unknown outcome just before it, and how to go on when it is taken back.
+struct Choice<S> {
+    operation: u32,
+    chain: Vec<u32>,
+    state_before: S,
+    resume: Resume<S>,
+}
+
+/// Which choices remain in a configuration.
+enum Resume<S> {
+    /// Those from this event on, and then chains.
+    Calls(u32),
+    /// Chains of unknown operations, each with the completed one behind it and the state after it; the first is last.
+    Chains(Vec<(Vec<u32>, u32, S)>),
+}
+
+/// Where no choice was left.
+struct DeadEnd<S> {
+    ordered: usize,
+    last: Vec<(Vec<u32>, u32)>,
+    state: S,
+    stuck: u32,
+    open: Vec<u32>,
+}
+
+impl<'a, M: Model> Search<'a, M> {
+    fn new(
+        model: &'a M,
+        operations: &[&'a OperationOf<M>],
+        chain_max: usize,
+        configurations_max: usize,
+    ) -> Self {
+        let is_completed = |operation: &&&OperationOf<M>| operation.output.is_some();
+        let completed: Vec<_> = operations.iter().filter(is_completed).copied().collect();
+        let unknown: Vec<_> = operations
+            .iter()
+            .filter(|operation| !is_completed(operation) && model.may_write(&operation.input))
+            .copied()
+            .collect();
+        let first_equal = unknown
+            .iter()
+            .map(|operation| unknown.iter().position(|other| other.input == operation.input))
+            .map(|at| at.expect("it equals itself") as u32)
+            .collect();
+        let mut stamps: Vec<(u64, u32, bool)> = Vec::with_capacity(completed.len() * 2);
+        for (index, operation) in completed.iter().enumerate() {
+            assert!(operation.invoked < operation.responded, "a response before its invocation");
+            stamps.push((operation.invoked, index as u32, true));
+            stamps.push((operation.responded, index as u32, false));
+        }
+        stamps.sort_unstable();
+        let mut events = vec![(u32::MAX, false)];
+        let mut events_of = vec![[0; 2]; completed.len()];
+        for (_, operation, is_call) in stamps {
+            events_of[operation as usize][usize::from(!is_call)] = events.len() as u32;
+            events.push((operation, is_call));
+        }
+        let count = events.len() as u32;
+        let mut random = Random::new(operations.len() as u64);
+        let mut mark = || u128::from(random.next_u64()) << 64 | u128::from(random.next_u64());
+        Search {
+            model,
+            is_chosen: vec![false; unknown.len()],
+            marks: (0..completed.len() + unknown.len()).map(|_| mark()).collect(),
+            completed,
+            unknown,
+            first_equal,
+            events,
+            events_of,
+            next: (1..=count).map(|event| event % count).collect(),
+            previous: (0..count).map(|event| (event + count - 1) % count).collect(),
+            chosen: 0,
+            visited: HashSet::new(),
+            chain_max,
+            configurations_max,
+            is_given_up: false,
+            state: model.initial(),
+        }
+    }
+
+    fn run(&mut self) -> Outcome {
+        let mut choices: Vec<Choice<M::State>> = Vec::new();
+        let mut resume = Resume::Calls(self.next[HEAD as usize]);
+        let mut longest: Option<DeadEnd<M::State>> = None;
+        loop {
+            if choices.len() == self.completed.len() {
+                return Outcome::Linearizable;
+            }
+            if let Some((chain, operation, state)) = self.next_choice(&mut resume) {
+                for &index in &chain {
+                    self.is_chosen[index as usize] = true;
+                }
+                self.take_out(operation);
+                let state_before = mem::replace(&mut self.state, state);
+                let resume = mem::replace(&mut resume, Resume::Calls(self.next[HEAD as usize]));
+                choices.push(Choice { operation, chain, state_before, resume });
+                continue;
+            }
+            if self.is_given_up {
+                return Outcome::Undecided;
+            }
+            if longest.as_ref().is_none_or(|longest| longest.ordered < choices.len()) {
+                longest = Some(self.dead_end(&choices));
+            }
+            let Some(choice) = choices.pop() else {
+                let longest = longest.expect("a search that failed has been somewhere");
+                return Outcome::Violation(Box::new(self.describe(longest)));
+            };
+            self.put_back(choice.operation);
+            for &index in &choice.chain {
+                self.is_chosen[index as usize] = false;
+            }
+            self.chosen ^= self.marks_of(&choice.chain, choice.operation);
+            self.state = choice.state_before;
+            resume = choice.resume;
+        }
+    }
+
+    /// The next choice that leads to a configuration nobody has seen; it is counted as chosen and seen.
+    fn next_choice(&mut self, resume: &mut Resume<M::State>) -> Option<(Vec<u32>, u32, M::State)> {
+        if let Resume::Calls(event) = resume {
+            // The first response ends the list of those that may be next.
+            while let (operation, true) = self.events[*event as usize] {
+                *event = self.next[*event as usize];
+                let asked = self.completed[operation as usize];
+                if let Some(state) = self.model.step(&self.state, &asked.input, asked.output.as_ref())
+                    && self.visit(&[], operation, &state)
+                {
+                    return Some((Vec::new(), operation, state));
+                }
+            }
+            *resume = Resume::Chains(self.chains());
+        }
+        let Resume::Chains(chains) = resume else { unreachable!("replaced above") };
+        while let Some((chain, operation, state)) = chains.pop() {
+            if self.visit(&chain, operation, &state) {
+                return Some((chain, operation, state));
+            }
+        }
+        None
+    }
+
+    fn visit(&mut self, chain: &[u32], operation: u32, state: &M::State) -> bool {
+        if self.visited.len() >= self.configurations_max {
+            self.is_given_up = true;
+        }
+        if self.is_given_up {
+            return false;
+        }
+        let chosen = self.chosen ^ self.marks_of(chain, operation);
+        let is_new = self.visited.insert((chosen, state.clone()));
+        if is_new {
+            self.chosen = chosen;
+        }
+        is_new
+    }
+
+    fn marks_of(&self, chain: &[u32], operation: u32) -> u128 {
+        let marks = chain.iter().map(|&index| self.marks[self.completed.len() + index as usize]);
+        marks.fold(self.marks[operation as usize], |all, mark| all ^ mark)
+    }
+
+    /// All chains of unknown operations that make a completed one possible, or change what it leads to. Short ones
+    /// come last, to be tried first.
+    fn chains(&mut self) -> Vec<(Vec<u32>, u32, M::State)> {
+        if self.chain_max == 0 || self.unknown.is_empty() {
+            return Vec::new();
+        }
+        let (calls, first_response) = self.open_calls();
+        let first_response = self.completed[first_response as usize].responded;
+        let available: Vec<u32> = (0..self.unknown.len())
+            .take_while(|&index| self.unknown[index].invoked < first_response)
+            .filter(|&index| !self.is_chosen[index])
+            .map(|index| index as u32)
+            .collect();
+        let mut found = Vec::new();
+        let mut level: Vec<(Vec<u32>, M::State)> = vec![(Vec::new(), self.state.clone())];
+        for _ in 0..self.chain_max.min(available.len()) {
+            let mut longer = Vec::new();
+            for (chain, state) in &level {
+                let mut tried = Vec::new();
+                for &index in available.iter().filter(|index| !chain.contains(index)) {
+                    let class = self.first_equal[index as usize];
+                    if tried.contains(&class) {
+                        continue;
+                    }
+                    tried.push(class);
+                    let unknown = self.unknown[index as usize];
+                    let Some(next) = self.model.step(state, &unknown.input, None) else { continue };
+                    if next == *state {
+                        continue;
+                    }
+                    let chain: Vec<u32> = chain.iter().copied().chain([index]).collect();
+                    for &operation in &calls {
+                        let asked = self.completed[operation as usize];
+                        let after = self.model.step(&next, &asked.input, asked.output.as_ref());
+                        if let Some(after) = after
+                            && self.needs_all(&chain, asked, &after)
+                        {
+                            found.push((chain.clone(), operation, after));
+                        }
+                    }
+                    longer.push((chain, next));
+                }
+                if longer.len() + found.len() > UNKNOWN_ORDERS_MAX {
+                    self.is_given_up = true;
+                    return Vec::new();
+                }
+            }
+            level = longer;
+        }
+        found.reverse();
+        found
+    }
+
+    /// Whether leaving out one of the chain would lead somewhere else.
+    fn needs_all(&self, chain: &[u32], asked: &OperationOf<M>, after: &M::State) -> bool {
+        (0..chain.len()).all(|left_out| {
+            let mut state = self.state.clone();
+            for (position, &index) in chain.iter().enumerate() {
+                if position != left_out {
+                    match self.model.step(&state, &self.unknown[index as usize].input, None) {
+                        Some(next) => state = next,
+                        None => return true,
+                    }
+                }
+            }
+            self.model.step(&state, &asked.input, asked.output.as_ref()).as_ref() != Some(after)
+        })
+    }
+
+    /// The operations that may be next, and the one among them that is over first.
+    fn open_calls(&self) -> (Vec<u32>, u32) {
+        let mut calls = Vec::new();
+        let mut event = self.next[HEAD as usize];
+        while let (operation, true) = self.events[event as usize] {
+            calls.push(operation);
+            event = self.next[event as usize];
+        }
+        (calls, self.events[event as usize].0)
+    }
+
+    fn take_out(&mut self, operation: u32) {
+        for event in self.events_of[operation as usize] {
+            let (before, after) = (self.previous[event as usize], self.next[event as usize]);
+            self.next[before as usize] = after;
+            self.previous[after as usize] = before;
+        }
+    }
+
+    fn put_back(&mut self, operation: u32) {
+        for event in self.events_of[operation as usize].into_iter().rev() {
+            let (before, after) = (self.previous[event as usize], self.next[event as usize]);
+            self.next[before as usize] = event;
+            self.previous[after as usize] = event;
+        }
+    }
+
+    fn dead_end(&self, choices: &[Choice<M::State>]) -> DeadEnd<M::State> {
+        let last = &choices[choices.len().saturating_sub(LAST_SHOWN)..];
+        let (open, first_response) = self.open_calls();
+        DeadEnd {
+            ordered: choices.len(),
+            last: last.iter().map(|choice| (choice.chain.clone(), choice.operation)).collect(),
+            state: self.state.clone(),
+            stuck: first_response,
+            open: open.into_iter().filter(|operation| *operation != first_response).collect(),
+        }
+    }
+
+    fn describe(&self, end: DeadEnd<M::State>) -> Violation {
+        let show = |operation: &OperationOf<M>| {
+            let Operation { client, input, output, invoked, responded } = operation;
+            match output {
+                Some(output) => {
+                    format!("[{invoked} to {responded}] client {client}: {input:?} -> {output:?}")
+                }
+                None => format!("[{invoked} to …] client {client}: {input:?} -> unknown"),
+            }
+        };
+        let completed = |operation: u32| show(self.completed[operation as usize]);
+        let mut last = Vec::new();
+        for (chain, operation) in end.last {
+            last.extend(chain.into_iter().map(|index| show(self.unknown[index as usize])));
+            last.push(completed(operation));
+        }
+        Violation {
+            partition: String::new(),
+            ordered: end.ordered,
+            completed: self.completed.len(),
+            last,
+            state: self.model.show(&end.state),
+            stuck: completed(end.stuck),
+            open: end.open.into_iter().map(completed).collect(),
+        }
+    }
+}
