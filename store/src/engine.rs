@@ -19,6 +19,7 @@ use crate::arena::SegmentSource;
 use crate::command::{self, Command, Outcome, Pausing, flag};
 use crate::config::Config;
 use crate::eviction::EvictionPolicy;
+use crate::journal::Journal;
 use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions};
 use crate::metrics::Metrics;
 use crate::protocol::http;
@@ -184,6 +185,10 @@ pub struct Shared {
     pub(crate) pool: BufferPool,
     /// The other shards.
     pub fleet: Fleet,
+    /// The log; `None`: `durability` is off.
+    pub journal: Option<Box<Journal>>,
+    /// Connections that end, whose last words may leave since the log is durable.
+    pub(crate) ending: Vec<ConnectionId>,
     /// There are others: see [`crate::shards::route`].
     pub(crate) is_sharded: bool,
     /// Sessions that wait for CLIENT UNPAUSE.
@@ -243,7 +248,7 @@ impl Shared {
     /// Recomputes what depends on settings. Call it after changing them.
     pub fn settings_changed(&mut self, now: Now) {
         let threshold = self.config.slowlog_log_slower_than;
-        self.is_restricted = self.config.maxmemory > 0 || self.pause.until.is_some();
+        self.restrict();
         self.times_everything =
             (0..1000).contains(&threshold) || (1..=1).contains(&self.config.latency_monitor_threshold);
         let latency = self.config.latency_monitor_threshold;
@@ -261,6 +266,13 @@ impl Shared {
             config.maxmemory_samples as usize,
         );
         self.keyspace.set_access_mode(self.config.maxmemory_policy.access_mode(), now);
+    }
+
+    /// Recomputes whether the gate has something to ask of every client.
+    pub(crate) fn restrict(&mut self) {
+        self.is_restricted = self.config.maxmemory > 0
+            || self.pause.until.is_some()
+            || self.journal.as_ref().is_some_and(|journal| journal.refusal().is_some());
     }
 
     /// Whether [`note_slow`](Self::note_slow) could have something to keep.
@@ -377,6 +389,7 @@ impl Shared {
                 session.output = self.pool.take();
             }
             write(&mut session.output, session.resp3);
+            self.note_delivery(session.connection);
             self.queue_flush(session);
         }
         self.charge(session);
@@ -384,7 +397,8 @@ impl Shared {
 
     #[inline]
     fn queue_flush(&mut self, session: &mut Session) {
-        let waits = session.has_holes && !Self::holds_too_much(session);
+        let waits = (session.has_holes | session.is_gated)
+            && (session.sendable() == 0 || (session.has_holes && !Self::holds_too_much(session)));
         if !session.flush_queued && !session.output.is_empty() && !waits {
             session.flush_queued = true;
             self.actions.push_back(Action::Flush(session.connection));
@@ -406,6 +420,9 @@ impl Shared {
     pub(crate) fn settle(&mut self, session: &mut Session) {
         if self.is_sharded && session.lanes.is_some() {
             self.send_hops(session);
+        }
+        if session.is_gated || session.gate > 0 {
+            self.close_gate(session);
         }
         if session.is_exceptional() {
             self.settle_exceptions(session);
@@ -450,7 +467,7 @@ impl Shared {
                 Action::ResumeReceive(connection)
             });
         }
-        let answered = !session.has_holes && !session.gathers;
+        let answered = !session.has_holes && !session.gathers && !session.is_gated;
         if session.closing && !session.close_queued && !session.aborted && answered {
             session.close_queued = true;
             // Its last words leave first.
@@ -555,6 +572,8 @@ impl Engine {
         let mut shared = Box::new(Shared {
             fleet: Fleet::new(place, totals, config.hop_queue as usize),
             is_sharded: !place.is_alone(),
+            journal: None,
+            ending: Vec::new(),
             keyspace: Keyspace::new(options, source),
             config,
             metrics: Metrics::default(),
@@ -674,10 +693,16 @@ impl Engine {
             return None;
         }
         let mut output = core::mem::take(&mut session.output);
-        if let Some(at) = session.lanes.as_ref().and_then(|lanes| lanes.first_hole()) {
-            session.output = output.split_off(at);
+        if session.has_holes | session.is_gated {
+            session.output = output;
+            let at = session.sendable();
+            let rest = session.output.split_off(at);
+            output = core::mem::replace(&mut session.output, rest);
             if let Some(lanes) = &mut session.lanes {
                 lanes.shift(at);
+            }
+            if let Some(gates) = &mut session.gates {
+                gates.shift(at);
             }
             if output.is_empty() {
                 return None;
@@ -686,6 +711,18 @@ impl Engine {
         session.in_flight += output.len();
         at_home!(self).metrics.output_bytes += output.len() as u64;
         Some(output)
+    }
+
+    /// Everything up to this record of the log is on stable storage.
+    pub fn set_durable(&mut self, durable: u64) {
+        at_home!(self).set_durable(durable);
+    }
+
+    /// From now on writes become records of a log.
+    pub fn keep_journal(&mut self, journal: Journal) {
+        let shared = at_home!(self);
+        shared.keyspace.keep_effects(true);
+        shared.journal = Some(Box::new(journal));
     }
 
     /// What [`take_output`](Self::take_output) gave was sent; the buffer comes back.
@@ -737,6 +774,13 @@ impl Engine {
                 && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
+        shared.conclude_background();
+        for connection in core::mem::take(&mut shared.ending) {
+            if let Some(mut session) = shared.sessions.take(connection) {
+                shared.settle(&mut session);
+                shared.sessions.insert(session);
+            }
+        }
         shared.metrics.tick(now.monotonic);
         if shared.pause.until.is_some_and(|until| until <= now.monotonic) {
             shared.pause.until = None;

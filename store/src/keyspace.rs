@@ -26,6 +26,7 @@ use crate::eviction::{Access, Pool, Rng};
 use crate::expiry::{ExpiryState, ttl_class};
 use crate::index::{Index, InsertError, Place, Probe, Records};
 use crate::mutation::Mutation;
+use crate::pending::Pending;
 use crate::time::Now;
 use crate::value::{Header, Layout, MAX_LEN};
 
@@ -145,19 +146,52 @@ struct Watched {
 pub(crate) struct Changes {
     watched: BTreeMap<Vec<u8>, Watched>,
     version: u64,
-    /// The effects since they were last taken; `None`: nobody wants them.
-    effects: Option<Vec<u8>>,
+    /// What is not in the log yet; `None`: there is no log.
+    effects: Option<Effects>,
+}
+
+/// What a log has to know of a keyspace.
+#[derive(Default)]
+struct Effects {
+    /// Those since they were last taken.
+    bytes: Vec<u8>,
+    /// The hashes of their keys.
+    hashes: Vec<u64>,
+    /// Keys whose last write is in the log, but perhaps not durable.
+    pending: Pending,
+    /// The last LSN given to effects of this keyspace.
+    latest: u64,
+    /// The keyspace was cleared since effects were last numbered.
+    clears: bool,
+    /// The LSN of the last clearing, while it may not be durable: whatever key is looked at, this was done to it.
+    cleared: u64,
+    /// The highest LSN of what was looked at since somebody asked.
+    observed: u64,
+}
+
+impl Effects {
+    #[inline]
+    fn observe(&mut self, hash: KeyHash) {
+        if !self.pending.is_empty()
+            && let Some(lsn) = self.pending.get(hash.0)
+        {
+            self.observed = self.observed.max(lsn);
+        }
+        self.observed = self.observed.max(self.cleared);
+    }
 }
 
 impl Changes {
     /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
     #[inline(always)]
-    fn note(&mut self, mutation: Mutation<'_>) {
+    fn note(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
         if let Some(key) = mutation.key() {
             self.expired(key);
         }
         if let Some(effects) = &mut self.effects {
-            mutation.encode(effects);
+            mutation.encode(&mut effects.bytes);
+            effects.clears |= mutation.key().is_none();
+            effects.hashes.push(hash.0);
         }
     }
 
@@ -309,6 +343,9 @@ impl Keyspace {
     /// The entry of a key unless its time has come, in which case it is removed.
     #[inline(always)]
     fn find_live(&mut self, key: &[u8], hash: KeyHash, now: Now) -> Option<(Place, Header)> {
+        if let Some(effects) = &mut self.changes.effects {
+            effects.observe(hash);
+        }
         let (place, header) = self.find(key, hash)?;
         if header.expires_at != 0 && header.is_expired(now.unix_ms()) {
             self.remove_at(place, hash, &header, Change::Expired);
@@ -401,6 +438,7 @@ impl Keyspace {
     /// Visits some keys from `cursor` on and returns the cursor to go on with; 0 starts and 0 ends. A key that is present
     /// from the first call to the last is visited at least once, however the keyspace grows or shrinks between calls.
     pub fn scan(&mut self, cursor: u64, count: usize, now: Now, visit: &mut dyn FnMut(&[u8])) -> u64 {
+        self.observe_everything();
         const AHEAD: usize = 8;
         let now_ms = now.unix_ms();
         let mut offsets = core::mem::take(&mut self.moving);
@@ -421,6 +459,7 @@ impl Keyspace {
 
     /// A key chosen at random. Expired ones met on the way are removed.
     pub fn random_key(&mut self, now: Now) -> Option<Vec<u8>> {
+        self.observe_everything();
         loop {
             let place = self.random_place()?;
             let header = self.arena.header(place.offset());
@@ -464,7 +503,7 @@ impl Keyspace {
             let offset = self.allocate(&layout, expires_at, now)?;
             self.arena.write(offset, &layout, key, value, expires_at, encoding);
             self.insert(key, hash, offset, &layout, expires_at, now)?;
-            self.changes.note(mutation);
+            self.changes.note(mutation, hash);
             return Ok(());
         };
         if layout.slot_bytes == header.slot_bytes && self.may_stay(place.offset(), expires_at) {
@@ -476,7 +515,7 @@ impl Keyspace {
             self.replace(place, offset, &header, expires_at, now);
         }
         self.touch_at(place, now);
-        self.changes.note(mutation);
+        self.changes.note(mutation, hash);
         Ok(())
     }
 
@@ -496,7 +535,7 @@ impl Keyspace {
         let (offset, start) = self.resize(place, &header, old_len + suffix.len(), now)?;
         self.arena.bytes_mut(offset, start + old_len, suffix.len()).copy_from_slice(suffix);
         self.touch_at(place, now);
-        self.changes.note(Mutation::Append { key, bytes: suffix });
+        self.changes.note(Mutation::Append { key, bytes: suffix }, hash);
         Ok(old_len + suffix.len())
     }
 
@@ -528,8 +567,8 @@ impl Keyspace {
             value[offset..].copy_from_slice(bytes);
             self.insert(key, hash, record, &layout, 0, now)?;
             // The effect creates the key where there is none: an expired one must be gone first.
-            self.changes.note(Mutation::Remove { key });
-            self.changes.note(mutation);
+            self.changes.note(Mutation::Remove { key }, hash);
+            self.changes.note(mutation, hash);
             return Ok(end);
         };
         let old_len = header.value_len as usize;
@@ -540,7 +579,7 @@ impl Keyspace {
         }
         self.arena.bytes_mut(record, start + offset, bytes.len()).copy_from_slice(bytes);
         self.touch_at(place, now);
-        self.changes.note(mutation);
+        self.changes.note(mutation, hash);
         Ok(new_len)
     }
 
@@ -601,7 +640,8 @@ impl Keyspace {
             self.arena.copy(from, to, key_len + value_len);
             self.replace(place, offset, &header, expires_at, now);
         }
-        self.changes.note(Mutation::SetExpiry { key, expires_at: Some(expires_at).filter(|&at| at != 0) });
+        let expires_at = Some(expires_at).filter(|&at| at != 0);
+        self.changes.note(Mutation::SetExpiry { key, expires_at }, hash);
         Ok(true)
     }
 
@@ -621,7 +661,7 @@ impl Keyspace {
                 self.changes.expired(&key);
             }
         }
-        self.changes.note(Mutation::Clear);
+        self.changes.note(Mutation::Clear, KeyHash(0));
         self.arena.clear();
         self.index.clear();
         self.expires = 0;
@@ -704,7 +744,7 @@ impl Keyspace {
         let key = self.arena.key(place.offset(), header);
         match change {
             Change::Expired => self.changes.expired(key),
-            Change::Evicted | Change::Removed => self.changes.note(Mutation::Remove { key }),
+            Change::Evicted | Change::Removed => self.changes.note(Mutation::Remove { key }, hash),
         }
         let records = Reader { arena: &self.arena, seed: self.seed };
         self.index.remove(place, hash.0, key, &records);
@@ -721,17 +761,53 @@ impl Keyspace {
 
     /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects), or no longer.
     pub fn keep_effects(&mut self, keep: bool) {
-        self.changes.effects = keep.then(Vec::new);
+        self.changes.effects = keep.then(Effects::default);
     }
 
-    /// Adds the effects since the last call to `out`; false: there are none.
+    /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by
+    /// [`number_effects`](Self::number_effects).
     #[inline]
     pub fn take_effects(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.is_empty()) else {
+        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.bytes.is_empty()) else {
             return false;
         };
-        out.append(effects);
+        out.append(&mut effects.bytes);
         true
+    }
+
+    /// The effects last taken are this record of the log: until it is durable, who looks at their keys observes it.
+    pub fn number_effects(&mut self, lsn: u64) {
+        let Some(effects) = &mut self.changes.effects else { return };
+        effects.latest = lsn;
+        if core::mem::take(&mut effects.clears) {
+            effects.cleared = lsn;
+        }
+        for hash in effects.hashes.drain(..) {
+            effects.pending.insert(hash, lsn);
+        }
+    }
+
+    /// Everything up to this record is durable.
+    pub fn settle_effects(&mut self, durable: u64) {
+        if let Some(effects) = &mut self.changes.effects {
+            effects.pending.settle(durable);
+            if effects.cleared <= durable {
+                effects.cleared = 0;
+            }
+        }
+    }
+
+    /// The highest LSN of what was looked at since the last call; it may be durable already.
+    #[inline]
+    pub fn take_observed(&mut self) -> u64 {
+        self.changes.effects.as_mut().map_or(0, |effects| core::mem::take(&mut effects.observed))
+    }
+
+    /// Somebody looks at all keys at once: how many there are, which, or at any of them.
+    pub fn observe_everything(&mut self) {
+        if let Some(effects) = &mut self.changes.effects {
+            effects.observed = effects.observed.max(effects.latest);
+        }
     }
 
     // ---- watches ----------------------------------------------------------------------------------------

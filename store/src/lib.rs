@@ -14,6 +14,7 @@
 //! | [`command`] | the command table and every handler |
 //! | [`protocol`] | RESP2, RESP3 and HTTP/1.1 bytes in, replies out |
 //! | [`keyspace`] | the only mutator of data: [`arena`], [`index`], [`expiry`], [`eviction`] below it |
+//! | [`journal`] | records on their way to the log, replies that wait for it |
 //! | [`mutation`] | the effect of a write, as bytes |
 //! | [`glob`], [`long_double`] | matching and arithmetic exactly as Redis has them |
 //! | [`config`], [`metrics`] | the tables of settings and of counters |
@@ -29,10 +30,12 @@ pub mod eviction;
 pub mod expiry;
 pub mod glob;
 pub mod index;
+pub mod journal;
 pub mod keyspace;
 pub mod long_double;
 pub mod metrics;
 pub mod mutation;
+pub(crate) mod pending;
 pub mod protocol;
 pub mod pubsub;
 pub mod session;

@@ -4,6 +4,7 @@
 //! what every command touches; a transaction, subscriptions, an HTTP request in progress are boxed and absent,
 //! and the input and output buffers own an allocation only while there is something in them.
 
+use crate::journal::Gates;
 use crate::keyspace::WatchToken;
 use crate::protocol::resp::{OwnedArgs, Partial};
 use crate::shards::hop::Lanes;
@@ -58,6 +59,38 @@ pub enum ReplyMode {
     SkipNext,
     /// This one is not.
     Skip,
+}
+
+/// What a reply to a write promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// Nothing: there may be no log.
+    Off,
+    /// At most a second of writes can be lost.
+    EverySecond,
+    /// The write is on stable storage.
+    Always,
+}
+
+impl Durability {
+    /// By the word that the setting and CLIENT DURABILITY have for it.
+    pub fn parse(word: &str) -> Option<Durability> {
+        match word {
+            "off" => Some(Durability::Off),
+            "everysec" => Some(Durability::EverySecond),
+            "always" => Some(Durability::Always),
+            _ => None,
+        }
+    }
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Off => "off",
+            Durability::EverySecond => "everysec",
+            Durability::Always => "always",
+        }
+    }
 }
 
 /// A transaction between MULTI and EXEC.
@@ -161,6 +194,8 @@ pub struct Session {
     pub(crate) has_holes: bool,
     /// It waits for a command over several shards to be executed.
     pub(crate) gathers: bool,
+    /// Output waits for the log.
+    pub(crate) is_gated: bool,
     /// The driver was asked to stop receiving.
     pub(crate) receive_paused: bool,
     /// A `Flush` for this session is queued.
@@ -197,6 +232,14 @@ pub struct Session {
     pub peer: Arc<Peer>,
     /// The HTTP request in progress; `None` on RESP connections.
     pub http: Option<Box<crate::protocol::http::Connection>>,
+    /// CLIENT DURABILITY: what it asked for.
+    pub durability: Option<Durability>,
+    /// The record that its latest replies depend on; 0: none.
+    pub(crate) gate: u64,
+    /// Which output waits for what, while `is_gated`.
+    pub(crate) gates: Option<Box<Gates>>,
+    /// The LSN of its last write.
+    pub(crate) last_write: u64,
     /// What it has to do with other shards; `None` while it never had.
     pub(crate) lanes: Option<Box<Lanes>>,
     /// Received bytes that are not executed yet; those before `input_start` are.
@@ -250,6 +293,14 @@ impl Session {
         self.names.as_ref().map_or(&[], |names| &names.name)
     }
 
+    /// How much of the output may leave now: what stands before the first missing reply, and what shows nothing that is
+    /// not durable.
+    pub(crate) fn sendable(&self) -> usize {
+        let open = self.gates.as_ref().filter(|_| self.is_gated).map_or(usize::MAX, |gates| gates.open());
+        let hole = self.lanes.as_ref().and_then(|lanes| lanes.first_hole()).unwrap_or(usize::MAX);
+        open.min(hole).min(self.output.len())
+    }
+
     /// Whether its input waits for something.
     #[inline]
     pub(crate) fn waits(&self) -> bool {
@@ -266,6 +317,7 @@ impl Session {
             | self.paused_client
             | self.paused_hops
             | self.has_holes
+            | self.is_gated
             | self.receive_paused
             | self.http.is_some()
     }

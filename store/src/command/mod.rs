@@ -336,6 +336,7 @@ pub(crate) fn execute_resolved(
             match left {
                 None => {
                     call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
+                    shared.conclude(session);
                 }
                 Some(Outcome::Hopped) => outcome = Outcome::Hopped,
                 Some(waits) => return waits,
@@ -394,6 +395,10 @@ pub(crate) fn call(call: &mut Call<'_>) {
     let start = call.session.output.len();
     if call.engine.has_guests() {
         select_keyspace(call);
+    }
+    if command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() {
+        // How many keys there are, say: that shows every write.
+        call.engine.for_all(|shard| shard.keyspace.observe_everything());
     }
     if command.is_timed() || call.engine.times_everything {
         let started = call.clock.monotonic();
@@ -461,6 +466,10 @@ fn gate(
     }
     if !session.authenticated && command.flags & flag::NO_AUTH == 0 {
         return refuse(shared, session, "NOAUTH Authentication required.");
+    }
+    if writes && let Some(why) = shared.journal.as_ref().and_then(|journal| journal.refusal()) {
+        let text = format!("MISCONF {why}");
+        return refuse(shared, session, &text);
     }
     if in_transaction && command.flags & flag::NO_MULTI != 0 {
         return refuse(shared, session, "ERR Command not allowed inside a transaction");

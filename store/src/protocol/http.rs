@@ -315,7 +315,9 @@ fn answer(
         if shared.is_sharded && leave(shared, session, &request, arguments, persistence) {
             return Ok(false);
         }
-        execute::execute(shared, session, &request, arguments, persistence, now, clock).map(|()| true)
+        let outcome = execute::execute(shared, session, &request, arguments, persistence, now, clock);
+        shared.conclude(session);
+        outcome.map(|()| true)
     });
     match outcome {
         Ok(false) => {}
@@ -351,6 +353,7 @@ impl HopRequest {
             Err(problem) => refuse(shared, session, problem, *persistence, request.method == Method::Head),
         }
         end_get_run(shared, clock);
+        shared.conclude(session);
     }
 }
 

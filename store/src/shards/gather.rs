@@ -157,8 +157,8 @@ impl Engine {
         match message {
             Message::Hop(hop) => {
                 let shared = self.shared_mut();
-                let answered = shared.execute_hop(hop, now, clock);
-                shared.fleet.outbox.push_back((from, Message::Answer(answered)));
+                let (answered, lsn) = shared.execute_hop(hop, now, clock);
+                shared.answer_when_durable(from, answered, lsn);
             }
             Message::Answer(hop) => self.handle_answer(from, hop, now, clock),
             Message::Borrow => self.shared_mut().fleet.borrowers.push_back(from),

@@ -19,7 +19,7 @@ use crate::keyspace::KeyHash;
 use crate::protocol::http::HopRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{Args, Span};
-use crate::session::{ConnectionId, Peer, ReplyMode, Session};
+use crate::session::{ConnectionId, Durability, Peer, ReplyMode, Session};
 use crate::time::{Clock, Nanos, Now};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -60,6 +60,10 @@ pub struct Hop {
     /// The replies of this visit, and where each ends.
     output: Vec<u8>,
     ends: Vec<usize>,
+    /// What its connection asked for (CLIENT DURABILITY).
+    durability: Option<Durability>,
+    /// The LSN of the last write in it.
+    last_write: u64,
     /// A reply was over `output-buffer-max`: the connection is to be cut.
     broken: bool,
     /// The HTTP connection ends behind this response.
@@ -254,6 +258,8 @@ impl Shared {
             hop.connection = session.connection;
             hop.client = session.id;
             hop.resp3 = session.resp3;
+            hop.durability = session.durability;
+            hop.last_write = 0;
             hop.peer = Some(session.peer.clone());
             hop.name.clear();
             if let Some(names) = &session.names {
@@ -262,7 +268,8 @@ impl Shared {
             lane.building = Some(hop);
         }
         // RESP3 may have been chosen since the lane began to fill: then it travels as it is first.
-        lane.building.as_mut().filter(|hop| hop.resp3 == session.resp3)
+        let same = |hop: &&mut Box<Hop>| hop.resp3 == session.resp3 && hop.durability == session.durability;
+        lane.building.as_mut().filter(same)
     }
 
     fn dig(&mut self, session: &mut Session, shard: usize, silent: bool) {
@@ -317,13 +324,16 @@ impl Shared {
     }
 
     /// Executes another shard's commands, as many as their replies fit.
-    pub(crate) fn execute_hop(&mut self, mut hop: Box<Hop>, now: Now, clock: &dyn Clock) -> Box<Hop> {
+    /// Returns the LSN that its replies depend on, too.
+    pub(crate) fn execute_hop(&mut self, mut hop: Box<Hop>, now: Now, clock: &dyn Clock) -> (Box<Hop>, u64) {
         let mut proxy = self.fleet.traffic.proxy.take().unwrap_or_default();
         proxy.connection = ConnectionId { slot: u32::MAX, generation: 0 };
         proxy.left = true;
         proxy.authenticated = true;
         proxy.id = hop.client;
         proxy.resp3 = hop.resp3;
+        proxy.durability = hop.durability;
+        proxy.last_write = 0;
         if let Some(peer) = &hop.peer {
             proxy.peer = peer.clone();
         }
@@ -346,9 +356,11 @@ impl Shared {
         hop.output = core::mem::take(&mut proxy.output);
         proxy.aborted = false;
         proxy.closing = false;
+        hop.last_write = hop.last_write.max(proxy.last_write);
+        let gate = core::mem::take(&mut proxy.gate);
         self.fleet.traffic.proxy = Some(proxy);
         self.fleet.hops_served += 1;
-        hop
+        (hop, gate)
     }
 
     fn execute_hop_commands(&mut self, hop: &mut Hop, proxy: &mut Session, now: Now, clock: &dyn Clock) {
@@ -395,6 +407,7 @@ impl Shared {
                     first_key_hash: hash,
                     command,
                 });
+                self.conclude(proxy);
                 quick += usize::from(!command.is_timed());
             }
             hop.executed += 1;
@@ -429,6 +442,7 @@ impl Shared {
             let lane = &mut lanes.lanes[shard];
             lane.away = false;
             lane.taken = 0;
+            session.last_write = session.last_write.max(hop.last_write);
             lane.answer = Some(hop);
         }
         self.fill_holes(&mut session);
@@ -462,6 +476,9 @@ impl Shared {
             copied = at;
             let start = if lane.taken == 0 { 0 } else { answer.ends[lane.taken - 1] };
             if !silent {
+                if let Some(gates) = &mut session.gates {
+                    gates.insert(merged.len(), answer.ends[lane.taken] - start);
+                }
                 merged.extend_from_slice(&answer.output[start..answer.ends[lane.taken]]);
             }
             lane.taken += 1;
@@ -501,9 +518,7 @@ impl Shared {
 
     /// Sends what stands before the first missing reply: it has waited enough.
     pub(crate) fn flush_held(&mut self, session: &mut Session) {
-        let sendable =
-            session.lanes.as_ref().and_then(|lanes| lanes.first_hole()).unwrap_or(session.output.len());
-        if sendable > 0 && !session.flush_queued && !session.aborted {
+        if session.sendable() > 0 && !session.flush_queued && !session.aborted {
             session.flush_queued = true;
             self.actions.push_back(Action::Flush(session.connection));
         }

@@ -1,0 +1,296 @@
+//! What the log is to a shard: records on their way to it, and replies that wait for it.
+//!
+//! A command is executed at once and revealed late. What it changed becomes one record, numbered when the command is done;
+//! what it looked at says which record its reply depends on ([`Keyspace`](crate::keyspace::Keyspace) knows the last write
+//! of every key that is not durable yet). The reply leaves when that record is durable: a write's with its own, a
+//! read's of a pending key with the write it saw, any other at once.
+//!
+//! LSNs come from one counter that all shards of a server draw from. A command over several shards is executed with all
+//! of them in hand and draws one number, so a record is always whole, and the order of LSNs is one in which everything could
+//! have happened one after the other.
+
+use crate::engine::{Action, Shared};
+use crate::session::{ConnectionId, Durability, Session};
+use crate::shards::{Hop, Message};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// One record for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its place in the one order of all records.
+    pub lsn: u64,
+    /// The effects of one command; see [`crate::mutation`].
+    pub effects: Vec<u8>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Journal {
+    /// The next LSN, for whoever writes next.
+    lsns: Arc<AtomicU64>,
+    /// What the client gets who asked for nothing else.
+    class: Durability,
+    /// Everything up to here is durable.
+    durable: u64,
+    /// Records nobody has taken yet.
+    records: Vec<Record>,
+    record_bytes: usize,
+    /// Somebody waits for what the log would not flush yet (`everysec`).
+    wants_flush: bool,
+    /// Why writes are refused.
+    refusal: Option<String>,
+    /// Connections with replies that wait, by LSN.
+    waiting: BTreeMap<u64, Vec<ConnectionId>>,
+    /// Answers to other shards that wait, by LSN.
+    answers: BTreeMap<u64, Vec<(usize, Box<Hop>)>>,
+    /// Connections a message was delivered to while the present command was executed.
+    delivered: Vec<ConnectionId>,
+}
+
+impl Journal {
+    /// A journal whose log goes on with the number in `lsns`; `class` is what `durability` says.
+    pub fn new(lsns: Arc<AtomicU64>, class: Durability) -> Journal {
+        let durable = lsns.load(Ordering::Relaxed) - 1;
+        Journal {
+            lsns,
+            class,
+            durable,
+            records: Vec::new(),
+            record_bytes: 0,
+            wants_flush: false,
+            refusal: None,
+            waiting: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            delivered: Vec::new(),
+        }
+    }
+
+    /// Everything up to this LSN is durable, as far as this shard was told.
+    pub fn durable_lsn(&self) -> u64 {
+        self.durable
+    }
+
+    /// The last LSN anybody drew.
+    pub fn latest_lsn(&self) -> u64 {
+        self.lsns.load(Ordering::Relaxed) - 1
+    }
+
+    /// Why writes are refused now.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// Bytes of records nobody has taken.
+    pub fn record_bytes(&self) -> usize {
+        self.record_bytes
+    }
+
+    /// Connections and other shards wait for the log.
+    pub fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty() || !self.answers.is_empty()
+    }
+}
+
+/// Where a session's output may not be seen yet: each stretch, up to its end, needs its LSN durable.
+#[derive(Debug, Default)]
+pub struct Gates {
+    stretches: VecDeque<(usize, u64)>,
+    /// Output before it needs nothing.
+    open: usize,
+}
+
+impl Gates {
+    /// How much of the output may leave.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Output up to `end` needs `lsn`.
+    pub(crate) fn close(&mut self, end: usize, lsn: u64) {
+        match self.stretches.back_mut() {
+            Some(last) if last.0 == end => last.1 = last.1.max(lsn),
+            _ => self.stretches.push_back((end, lsn)),
+        }
+    }
+
+    /// The first `bytes` have left.
+    pub(crate) fn shift(&mut self, bytes: usize) {
+        self.open = self.open.saturating_sub(bytes);
+        self.stretches.iter_mut().for_each(|stretch| stretch.0 = stretch.0.saturating_sub(bytes));
+    }
+
+    /// A reply of `length` bytes found its place at `at`.
+    pub(crate) fn insert(&mut self, at: usize, length: usize) {
+        if self.open > at {
+            self.open += length;
+        }
+        self.stretches.iter_mut().filter(|stretch| stretch.0 > at).for_each(|stretch| stretch.0 += length);
+    }
+
+    /// Opens what is durable; false: nothing is closed any more.
+    fn settle(&mut self, durable: u64) -> bool {
+        while let Some(&(end, _)) = self.stretches.front().filter(|stretch| stretch.1 <= durable) {
+            self.open = end;
+            self.stretches.pop_front();
+        }
+        !self.stretches.is_empty()
+    }
+}
+
+impl Shared {
+    /// A command is done: what it changed becomes a record, and its reply waits for what it depends on. Cheap where there
+    /// was neither.
+    #[inline]
+    pub(crate) fn conclude(&mut self, session: &mut Session) {
+        if self.journal.is_some() {
+            self.conclude_with_log(session);
+        }
+    }
+
+    fn conclude_with_log(&mut self, session: &mut Session) {
+        self.deselect();
+        let mut effects = Vec::new();
+        let mut observed = 0;
+        self.for_all(|shard| {
+            shard.keyspace.take_effects(&mut effects);
+            observed = observed.max(shard.keyspace.take_observed());
+        });
+        if !effects.is_empty() {
+            observed = self.record(effects);
+            session.last_write = observed;
+        }
+        let Some(journal) = &mut self.journal else { return };
+        let class = session.durability.unwrap_or(journal.class);
+        if observed > journal.durable && class == Durability::Always {
+            session.gate = session.gate.max(observed);
+            journal.wants_flush |= journal.class != Durability::Always;
+        }
+        if !journal.delivered.is_empty() {
+            self.gate_delivered(observed);
+        }
+    }
+
+    /// Work that no command asked for (eviction) is a record of its own.
+    pub(crate) fn conclude_background(&mut self) {
+        if self.journal.is_some() {
+            let mut effects = Vec::new();
+            if self.keyspace.take_effects(&mut effects) {
+                self.record(effects);
+            }
+            self.keyspace.take_observed();
+        }
+    }
+
+    fn record(&mut self, effects: Vec<u8>) -> u64 {
+        let Some(journal) = &mut self.journal else { return 0 };
+        let lsn = journal.lsns.fetch_add(1, Ordering::Relaxed);
+        journal.record_bytes += effects.len();
+        journal.records.push(Record { lsn, effects });
+        self.for_all(|shard| shard.keyspace.number_effects(lsn));
+        lsn
+    }
+
+    /// A message went to these while a command was executed whose effects are not durable: it must not tell of them.
+    fn gate_delivered(&mut self, lsn: u64) {
+        self.for_all(|shard| {
+            let Some(journal) = &mut shard.journal else { return };
+            let durable = journal.durable;
+            for connection in core::mem::take(&mut journal.delivered) {
+                if lsn > durable
+                    && let Some(mut session) = shard.sessions.take(connection)
+                {
+                    session.gate = session.gate.max(lsn);
+                    shard.close_gate(&mut session);
+                    shard.sessions.insert(session);
+                }
+            }
+        });
+    }
+
+    /// A message was delivered to a connection.
+    pub(crate) fn note_delivery(&mut self, connection: ConnectionId) {
+        if let Some(journal) = &mut self.journal {
+            journal.delivered.push(connection);
+        }
+    }
+
+    /// What stands in the output of a session waits for the record it depends on.
+    pub(crate) fn close_gate(&mut self, session: &mut Session) {
+        let lsn = core::mem::take(&mut session.gate);
+        let Some(journal) = &mut self.journal else { return };
+        let end = session.output.len();
+        if lsn <= journal.durable {
+            // Behind a closed gate it waits all the same.
+            if let Some(gates) = session.gates.as_mut().filter(|_| session.is_gated && end > 0) {
+                gates.close(end, 0);
+            }
+            return;
+        }
+        let gates = session.gates.get_or_insert_default();
+        if !session.is_gated {
+            gates.open = 0;
+            gates.stretches.clear();
+        }
+        gates.close(end, lsn);
+        session.is_gated = true;
+        let waiting = journal.waiting.entry(lsn).or_default();
+        if waiting.last() != Some(&session.connection) {
+            waiting.push(session.connection);
+        }
+    }
+
+    /// An answer to another shard waits for the record it depends on, or leaves now.
+    pub(crate) fn answer_when_durable(&mut self, to: usize, hop: Box<Hop>, lsn: u64) {
+        match &mut self.journal {
+            Some(journal) if lsn > journal.durable => journal.answers.entry(lsn).or_default().push((to, hop)),
+            _ => self.fleet.outbox.push_back((to, Message::Answer(hop))),
+        }
+    }
+
+    /// Everything up to `durable` is on stable storage: what waited for it leaves.
+    pub fn set_durable(&mut self, durable: u64) {
+        let Some(journal) = self.journal.as_mut().filter(|journal| journal.durable < durable) else { return };
+        journal.durable = durable;
+        self.keyspace.settle_effects(durable);
+        let later = journal.waiting.split_off(&(durable + 1));
+        let released = core::mem::replace(&mut journal.waiting, later);
+        let later = journal.answers.split_off(&(durable + 1));
+        let answers = core::mem::replace(&mut journal.answers, later);
+        for (to, hop) in answers.into_values().flatten() {
+            self.fleet.outbox.push_back((to, Message::Answer(hop)));
+        }
+        for connection in released.into_values().flatten() {
+            let Some(session) = self.sessions.get_mut(connection) else { continue };
+            let Some(gates) = &mut session.gates else { continue };
+            session.is_gated = gates.settle(durable);
+            let sendable = session.sendable();
+            if sendable > 0 && !session.flush_queued && !session.aborted {
+                session.flush_queued = true;
+                self.actions.push_back(Action::Flush(connection));
+            }
+            if session.closing && !session.is_gated {
+                self.ending.push(connection);
+            }
+        }
+    }
+
+    /// Writes are refused from now on, with this text, or are welcome again.
+    pub fn refuse_writes(&mut self, why: Option<String>) {
+        if let Some(journal) = &mut self.journal {
+            journal.refusal = why;
+            self.restrict();
+        }
+    }
+
+    /// The records since the last call, and whether somebody waits for them although the log would wait with its flush.
+    pub fn take_records(&mut self) -> (Vec<Record>, bool) {
+        let Some(journal) = &mut self.journal else { return (Vec::new(), false) };
+        journal.record_bytes = 0;
+        (core::mem::take(&mut journal.records), core::mem::take(&mut journal.wants_flush))
+    }
+}
