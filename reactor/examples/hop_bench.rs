@@ -68,8 +68,13 @@ fn main() -> ExitCode {
         eprintln!("expected from 2 shards to as many as there are cores ({}), found {shards}", cores.len());
         return ExitCode::from(2);
     }
-    println!("{shards} shards on cores of their own, {connections} connections each, {KEYS} keys, {VALUE} B values");
-    println!("{:>8} {:>10} {:>12} {:>14} {:>14}", "pipeline", "keys", "commands/s", "CPU ns/command", "ns/hop");
+    println!(
+        "{shards} shards on cores of their own, {connections} connections each, {KEYS} keys, {VALUE} B values"
+    );
+    println!(
+        "{:>8} {:>10} {:>12} {:>14} {:>14}",
+        "pipeline", "keys", "commands/s", "CPU ns/command", "ns/hop"
+    );
     for pipeline in [1, 4, 16, 64] {
         let mut local = 0.0;
         for keys in [Keys::Own, Keys::Others, Keys::Everybody] {
@@ -86,7 +91,10 @@ fn main() -> ExitCode {
             }
             let hop = if share > 0.0 { format!("{:.0}", (each - local) / share) } else { "–".into() };
             let rate = commands as f64 / seconds;
-            println!("{pipeline:>8} {:>10} {rate:>12.0} {each:>14.0} {hop:>14}", format!("{keys:?}").to_lowercase());
+            println!(
+                "{pipeline:>8} {:>10} {rate:>12.0} {each:>14.0} {hop:>14}",
+                format!("{keys:?}").to_lowercase()
+            );
         }
     }
     ExitCode::SUCCESS
@@ -198,7 +206,8 @@ impl Clients {
             Phase::Filling => {
                 let from = self.unset.len().saturating_sub(64);
                 for key in self.unset.split_off(from) {
-                    let text = format!("*3\r\n$3\r\nSET\r\n$16\r\n{}\r\n${VALUE}\r\n{:064}\r\n", name(key), key);
+                    let text =
+                        format!("*3\r\n$3\r\nSET\r\n$16\r\n{}\r\n${VALUE}\r\n{:064}\r\n", name(key), key);
                     self.batch.extend_from_slice(text.as_bytes());
                     self.missing[connection] += SET_REPLY;
                 }
@@ -317,4 +326,3 @@ impl Driver for &mut Clients {
         DriverCounters::default()
     }
 }
-
