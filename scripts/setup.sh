@@ -18,6 +18,9 @@ php -r 'exit(extension_loaded("redis") ? 0 : 1);' 2>/dev/null || packages+=(php-
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 has node && has npm || packages+=(npm)
 has curl || packages+=(curl)
+# The power-cut disk; root only, whose programs may not be on the PATH.
+has mkfs.ext4 || [[ -x /sbin/mkfs.ext4 ]] || packages+=(e2fsprogs)
+has losetup || [[ -x /sbin/losetup ]] || packages+=(mount)
 if ((${#packages[@]})); then
     as_root=()
     if ((EUID != 0)); then

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Serve(settings)) => serve(*settings),
         Ok(Invocation::Topology(settings)) => topology(&settings),
         Ok(Invocation::Print(text)) => print(&text),
+        Ok(Invocation::Log(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
         Err(usage) => usage.exit(),
     };
     match result {

@@ -6,10 +6,13 @@
 //! byte for byte; `tests/oracle.rs` says how many. [`fleet`] drives several shards in one thread, from a seed.
 //! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them.
 //! [`random`] is the seeded generator.
+//! [`power_cut`] is a disk whose power can be cut, and [`runner`] runs tests that not every machine can run.
 
 pub mod fleet;
 pub mod linearizability;
 pub mod oracle;
+pub mod power_cut;
 pub mod random;
 pub mod rules;
+pub mod runner;
 pub mod tree;

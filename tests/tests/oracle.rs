@@ -1,8 +1,8 @@
 //! Redis is the oracle: random commands to redis-server 7.0.15 and to Millrace, replies equal byte for byte.
 //!
-//! By default 200,000 commands go to the server over {io_uring, epoll} × {RESP2, RESP3}, and some more to an engine
-//! in this process. `MILLRACE_SEED` replays a run, `MILLRACE_ORACLE_COMMANDS` makes it longer or shorter,
-//! `MILLRACE_BIN` names another binary. redis-server must be on the `PATH`; without it these tests fail.
+//! By default 200,000 commands go to the server over {io_uring, epoll} × {1, 2, 4 shards}, in RESP2 and RESP3, and
+//! some more to an engine in this process. `MILLRACE_SEED` replays a run, `MILLRACE_ORACLE_COMMANDS` makes it longer
+//! or shorter, `MILLRACE_BIN` names another binary. redis-server must be on the `PATH`; without it these tests fail.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -34,15 +34,23 @@ fn the_list_of_exceptions_only_shrinks() {
 fn the_server_answers_as_redis_does() {
     let binary = millrace_binary().unwrap_or_else(|error| panic!("{error}"));
     let seed = random::seed();
-    let runs = [("io_uring", 2), ("io_uring", 3), ("epoll", 2), ("epoll", 3)];
+    // Every number of shards on both drivers, and both protocols with each number.
+    let runs = [
+        ("io_uring", "1", 2),
+        ("io_uring", "2", 3),
+        ("io_uring", "4", 2),
+        ("epoll", "1", 3),
+        ("epoll", "2", 2),
+        ("epoll", "4", 3),
+    ];
     let mut total = 0;
-    for (at, (io, resp)) in runs.into_iter().enumerate() {
+    for (at, (io, shards, resp)) in runs.into_iter().enumerate() {
         // RESP3 goes over the Unix socket, so that both kinds of socket are spoken to through both drivers.
-        let arguments = ["--io", io, "--enable-debug-command", "yes"];
+        let arguments = ["--io", io, "--shards", shards, "--enable-debug-command", "yes"];
         let mut millrace =
             Process::start_millrace(&binary, &arguments, resp == 3).unwrap_or_else(|e| panic!("{e}"));
         let seed = seed.wrapping_add(at as u64);
-        let summary = agree(&mut millrace, seed, resp, commands() / runs.len());
+        let summary = agree(&mut millrace, seed, resp, commands().div_ceil(runs.len()));
         total += summary.commands;
     }
     assert!(total >= commands(), "only {total} commands were compared");

@@ -6,6 +6,7 @@
 //! | [`uring`], [`ring`], [`buffers`] | the io_uring driver, its ring, its receive buffers |
 //! | [`epoll`] | the epoll driver: the honest baseline, and the way in where io_uring is forbidden |
 //! | [`listener`] | bound sockets, TCP and AF_UNIX |
+//! | [`log_files`] | the log's files, and the lock on their directory |
 //! | [`memory`] | the arena's segments on huge pages |
 //! | [`queue`], [`sync`] | a bounded queue between two threads, and what it is built of |
 //! | [`stop`] | SIGTERM, SIGINT and other threads asking for the end |
@@ -20,6 +21,7 @@ pub mod buffers;
 pub mod driver;
 pub mod epoll;
 pub mod listener;
+pub mod log_files;
 pub mod memory;
 pub mod probe;
 pub mod queue;

@@ -7,6 +7,7 @@
 use crate::io::epoll::EpollOptions;
 use crate::io::ring::RingOptions;
 use crate::io::uring::UringOptions;
+use crate::log_tool::{self, LogTool};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 use std::ffi::OsString;
@@ -46,6 +47,8 @@ pub enum Invocation {
     Topology(Box<Settings>),
     /// Print this to stdout and leave.
     Print(String),
+    /// Look at a log, or repair it.
+    Log(LogTool),
 }
 
 /// Reads a command line, and the file it names.
@@ -58,6 +61,12 @@ where
 {
     let matches = command().try_get_matches_from(arguments)?;
     let mut settings = Settings::from(Config::default());
+    if let Some(log) = matches.subcommand_matches("log") {
+        return match SETTINGS.iter().find(|setting| matches.contains_id(setting.name)) {
+            Some(setting) => Err(refuse(format!("--{} means nothing to `millrace log`", setting.name))),
+            None => Ok(Invocation::Log(LogTool::from_matches(log))),
+        };
+    }
     let topology = matches.subcommand_matches("topology");
     for matches in [Some(&matches), topology].into_iter().flatten() {
         if let Some(path) = matches.get_one::<String>("config") {
@@ -100,6 +109,7 @@ pub fn command() -> Command {
         .arg(file.clone())
         .arg(print)
         .args(SETTINGS.iter().map(flag))
+        .subcommand(log_tool::command())
         .subcommand(
             Command::new("topology")
                 .about("Print which shard would run on which core, with which keys and listeners, and leave")

@@ -7,13 +7,19 @@
 //! | [`event`] | every event and every operation, on one screen |
 //! | [`config`] | flags, configuration file, and what the reactor itself heeds of them |
 //! | [`mailbox`] | messages between shards, and how they sleep and wake |
+//! | [`log_handle`] | what shards and the log's thread share: batches, room, the durable LSN |
+//! | [`log_thread`] | the owner of the log: one order for all shards, group commit, failure |
+//! | [`recovery`] | what the log holds, before anybody is served |
 //! | [`topology`] | what runs where |
 //! | [`start`] | listeners, driver, thread: starting and stopping |
 
 pub mod config;
 pub mod event;
+pub mod log_handle;
+pub mod log_thread;
 pub mod mailbox;
 pub mod pipeline;
+pub mod recovery;
 pub mod shard;
 pub mod start;
 pub mod topology;

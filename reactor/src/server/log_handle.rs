@@ -1,0 +1,526 @@
+//! What shards and the log's thread share: records on their way, the durable LSN, the room there is.
+//!
+//! A shard asks for room before it executes ([`LogHandle::admit`]), takes LSNs for what it did
+//! ([`LogHandle::allocate`]), hands over the turn's records ([`LogHandle::submit`]) and releases replies up to
+//! [`LogHandle::durable_lsn`]. None of these waits or makes a system call, but for the wake-up of a log thread
+//! that sleeps. LSNs come from one counter, so the batches of several shards interleave in any way; the log's
+//! thread puts them in order.
+//!
+//! The queue has no limit on the number of batches; what bounds it is that nothing is executed that was not
+//! admitted, and what is admitted is bounded in bytes, of memory and of the disk.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wal::block::{BLOCK_HEADER_BYTES, PAGE_BYTES};
+use wal::group_commit::{LogFailure, Refused};
+use wal::lsn::{Epoch, Lsn};
+use wal::operation::{Completion, Failure};
+use wal::record::FRAME_BYTES;
+use wal::settings::FlushPolicy;
+
+/// No shard waits for this LSN.
+const NOT_WAITING: u64 = u64::MAX;
+
+/// What the log keeps of a record beside its bytes.
+const RECORD_BYTES: usize = size_of::<Entry>();
+
+/// Wakes a shard, wherever it sleeps; may be called from any thread.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) lsn: u64,
+    /// Where its payload ends.
+    pub(super) end: usize,
+}
+
+/// The records of one shard's turn, LSNs ascending, perhaps with holes that other shards fill.
+#[derive(Debug, Default)]
+pub struct LogBatch {
+    pub(super) unix_us: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) records: Vec<Entry>,
+    pub(super) shard: usize,
+    /// Room that was reserved for it.
+    pub(super) reserved: u64,
+}
+
+impl LogBatch {
+    /// Adds a record.
+    pub fn push(&mut self, lsn: Lsn, payload: &[u8]) {
+        self.push_with(lsn, |bytes| bytes.extend_from_slice(payload));
+    }
+
+    /// Adds the record that `encode` appends to the bytes it is given. It must only append.
+    pub fn push_with(&mut self, lsn: Lsn, encode: impl FnOnce(&mut Vec<u8>)) {
+        debug_assert!(self.records.last().is_none_or(|last| last.lsn < lsn.0), "LSNs ascend in a batch");
+        encode(&mut self.bytes);
+        self.records.push(Entry { lsn: lsn.0, end: self.bytes.len() });
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Bytes of the records with their frames: what they take in blocks, and what [`LogHandle::admit`] counts.
+    pub fn framed_bytes(&self) -> usize {
+        self.bytes.len() + self.records.len() * FRAME_BYTES
+    }
+
+    /// Memory it takes until it is durable.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        (self.bytes.len() + self.records.len() * RECORD_BYTES + size_of::<LogBatch>()) as u64
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.records.clear();
+    }
+}
+
+/// What a log thread is told.
+pub(super) enum Message {
+    Records(LogBatch),
+    /// An operation of the helper is done.
+    Done(Done),
+    /// Room for so many bytes is wanted; see [`LogShared::wish`].
+    WantRoom,
+    /// Everything appended so far is to become durable.
+    Flush,
+    SetPolicy(FlushPolicy),
+    Release(Lsn),
+    Close,
+    Abandon,
+}
+
+pub(super) struct Done {
+    pub(super) completion: Completion,
+    pub(super) what: HelperWork,
+    pub(super) elapsed_us: u64,
+}
+
+/// What the log's thread has to know of the work it gave away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HelperWork {
+    /// A spare got a segment's name, which is not durable yet.
+    Name,
+    FlushDirectory,
+    FlushSegment,
+    Other,
+}
+
+/// How the log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogState {
+    /// Records are taken.
+    Open,
+    /// The disk is full: what needs more than the rest of the room is refused. It ends by itself.
+    Full(Failure),
+    /// A write or flush failed. It ends with a restart.
+    Failed(LogFailure),
+    /// Nothing is taken any more.
+    Closed,
+}
+
+impl fmt::Display for LogState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogState::Open => f.write_str("the log is open"),
+            LogState::Full(failure) => Refused::Full(*failure).fmt(f),
+            LogState::Failed(failure) => failure.fmt(f),
+            LogState::Closed => f.write_str("the log is closed"),
+        }
+    }
+}
+
+const OPEN: u8 = 0;
+const FULL: u8 = 1;
+const FAILED: u8 = 2;
+const CLOSED: u8 = 3;
+
+impl LogState {
+    fn code(&self) -> u8 {
+        match self {
+            LogState::Open => OPEN,
+            LogState::Full(_) => FULL,
+            LogState::Failed(_) => FAILED,
+            LogState::Closed => CLOSED,
+        }
+    }
+}
+
+/// Why a command that writes may not be executed now. [`LogShared::state`] has the words for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Too much is pending, or the next segment is being prepared: it passes, see [`LogHandle::wait_for_room`].
+    Busy,
+    /// The disk is full.
+    Full,
+    /// The log has failed.
+    Failed,
+    /// The log is closed.
+    Closed,
+}
+
+/// How often things happened; what is behind INFO and `/metrics`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogMetrics {
+    /// The writer's counters.
+    pub log: wal::group_commit::Counters,
+    /// And its segments'.
+    pub segments: wal::spares::SegmentCounters,
+    /// Times something was made durable: writes that flush, and flushes.
+    pub flushes: u64,
+    /// `[n]`: of these, those that took 2^(n-1) to 2^n - 1 microseconds; the last also what took longer.
+    pub flush_us: [u64; 24],
+    /// Records and memory of batches that wait for records of other shards.
+    pub waiting_batches: u64,
+}
+
+impl LogMetrics {
+    pub(super) fn add_flush(&mut self, elapsed_us: u64) {
+        self.flushes += 1;
+        let bucket = (u64::BITS - elapsed_us.leading_zeros()) as usize;
+        self.flush_us[bucket.min(self.flush_us.len() - 1)] += 1;
+    }
+
+    /// Writes and flushes for a thousand records.
+    pub fn per_thousand_records(&self) -> (f64, f64) {
+        let thousands = self.log.records as f64 / 1000.0;
+        if thousands == 0.0 {
+            return (0.0, 0.0);
+        }
+        (self.log.writes as f64 / thousands, self.flushes as f64 / thousands)
+    }
+}
+
+/// On a cache line of its own: what one thread writes often must not slow what others read beside it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// What one shard waits for.
+struct Slot {
+    wanted_lsn: AtomicU64,
+    wants_room: AtomicBool,
+    waker: Waker,
+}
+
+/// The state that everybody sees.
+pub struct LogShared {
+    durable_lsn: Line<AtomicU64>,
+    next_lsn: Line<AtomicU64>,
+    /// Bytes of blocks that shards were promised and that have not been appended yet.
+    reserved_bytes: Line<AtomicU64>,
+    /// Memory of records submitted that are not durable yet.
+    pending_bytes: Line<AtomicU64>,
+    room_bytes: Line<AtomicU64>,
+    state_code: AtomicU8,
+    is_short: AtomicBool,
+    /// The most room that was asked for in vain since the log's thread looked last.
+    wish: AtomicU64,
+    state: Mutex<LogState>,
+    metrics: Mutex<LogMetrics>,
+    slots: Vec<Line<Slot>>,
+    epoch: Epoch,
+    pending_bytes_max: u64,
+    block_bytes_max: usize,
+}
+
+impl fmt::Debug for LogShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (durable, pending) = (self.durable_lsn(), self.pending_bytes());
+        write!(f, "LogShared(durable {durable}, {pending} bytes pending, {:?})", self.state())
+    }
+}
+
+impl LogShared {
+    pub(super) fn new(
+        next_lsn: Lsn,
+        epoch: Epoch,
+        pending_bytes_max: u64,
+        block_bytes_max: usize,
+        wakers: Vec<Waker>,
+    ) -> LogShared {
+        let slot = |waker| {
+            let (wanted_lsn, wants_room) = (AtomicU64::new(NOT_WAITING), AtomicBool::new(false));
+            Line(Slot { wanted_lsn, wants_room, waker })
+        };
+        LogShared {
+            durable_lsn: Line(AtomicU64::new(next_lsn.previous().0)),
+            next_lsn: Line(AtomicU64::new(next_lsn.0)),
+            reserved_bytes: Line::default(),
+            pending_bytes: Line::default(),
+            room_bytes: Line::default(),
+            state_code: AtomicU8::new(OPEN),
+            is_short: AtomicBool::new(false),
+            wish: AtomicU64::new(0),
+            state: Mutex::new(LogState::Open),
+            metrics: Mutex::default(),
+            slots: wakers.into_iter().map(slot).collect(),
+            epoch,
+            pending_bytes_max,
+            block_bytes_max,
+        }
+    }
+
+    /// Everything up to here is on stable storage; nothing that shows more may be revealed.
+    #[inline]
+    pub fn durable_lsn(&self) -> Lsn {
+        Lsn(self.durable_lsn.0.load(Ordering::Acquire))
+    }
+
+    /// The last LSN that was given to a record.
+    pub fn allocated_lsn(&self) -> Lsn {
+        Lsn(self.next_lsn.0.load(Ordering::Acquire)).previous()
+    }
+
+    /// The history the LSNs belong to.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Memory of records that are not durable yet.
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes.0.load(Ordering::Relaxed)
+    }
+
+    /// What certainly fits into prepared segments, promised room included.
+    pub fn room_bytes(&self) -> u64 {
+        self.room_bytes.0.load(Ordering::Relaxed)
+    }
+
+    /// Of that, what was promised and is not used yet.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.reserved_bytes.0.load(Ordering::Relaxed)
+    }
+
+    /// True if records are taken; one load.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.state_code.load(Ordering::SeqCst) == OPEN
+    }
+
+    /// How the log is, with the words for it.
+    pub fn state(&self) -> LogState {
+        lock(&self.state).clone()
+    }
+
+    /// Counters so far.
+    pub fn metrics(&self) -> LogMetrics {
+        *lock(&self.metrics)
+    }
+
+    pub(super) fn set_metrics(&self, metrics: LogMetrics) {
+        *lock(&self.metrics) = metrics;
+    }
+
+    /// The most that so many bytes of framed records can take in blocks, whatever they are mixed with. Not less
+    /// than `wal` asks for: two blocks in a row hold more than one block's capacity between them.
+    pub fn image_bytes_max(&self, framed: usize) -> u64 {
+        let capacity = self.block_bytes_max - BLOCK_HEADER_BYTES;
+        let blocks = 2 * (framed / capacity) + 2;
+        framed as u64 + (blocks * (BLOCK_HEADER_BYTES + FRAME_BYTES + PAGE_BYTES - 1)) as u64
+    }
+
+    pub(super) fn take_wish(&self) -> u64 {
+        self.wish.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn give_back(&self, reserved: u64) {
+        self.reserved_bytes.0.fetch_sub(reserved, Ordering::Relaxed);
+    }
+
+    pub(super) fn forget_pending(&self, bytes: u64) {
+        self.pending_bytes.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// What the log's thread has to say; wakes whom it concerns.
+    pub(super) fn publish(&self, durable: Lsn, room_bytes: u64, is_short: bool, state: &LogState) {
+        let has_advanced = self.durable_lsn.0.swap(durable.0, Ordering::SeqCst) != durable.0;
+        let has_room = self.room_bytes.0.swap(room_bytes, Ordering::SeqCst) < room_bytes;
+        self.is_short.store(is_short, Ordering::Relaxed);
+        let has_changed = self.state_code.load(Ordering::Relaxed) != state.code();
+        if has_changed {
+            *lock(&self.state) = state.clone();
+            self.state_code.store(state.code(), Ordering::SeqCst);
+        }
+        if !(has_advanced || has_room || has_changed) {
+            return;
+        }
+        // A shard announces what it waits for and then looks again; here it is the other way round. Both are
+        // sequentially consistent, so one of the two sees the other.
+        for Line(slot) in &self.slots {
+            let wanted = slot.wanted_lsn.load(Ordering::SeqCst);
+            let waits = wanted != NOT_WAITING && (wanted <= durable.0 || has_changed);
+            let blocked = slot.wants_room.load(Ordering::SeqCst);
+            if waits || blocked {
+                if waits {
+                    slot.wanted_lsn.store(NOT_WAITING, Ordering::SeqCst);
+                }
+                if blocked {
+                    slot.wants_room.store(false, Ordering::SeqCst);
+                }
+                (slot.waker)();
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One shard's end of the log.
+pub struct LogHandle {
+    shared: Arc<LogShared>,
+    queue: Sender<Message>,
+    /// Batches that come back to be used again.
+    empties: Receiver<LogBatch>,
+    shard: usize,
+    /// Room that was reserved and not used.
+    granted: u64,
+}
+
+impl fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogHandle(shard {}, {:?})", self.shard, self.shared)
+    }
+}
+
+impl LogHandle {
+    pub(super) fn new(
+        shared: Arc<LogShared>,
+        queue: Sender<Message>,
+        empties: Receiver<LogBatch>,
+        shard: usize,
+    ) -> LogHandle {
+        LogHandle { shared, queue, empties, shard, granted: 0 }
+    }
+
+    /// What everybody sees.
+    pub fn shared(&self) -> &Arc<LogShared> {
+        &self.shared
+    }
+
+    /// See [`LogShared::durable_lsn`].
+    #[inline]
+    pub fn durable_lsn(&self) -> Lsn {
+        self.shared.durable_lsn()
+    }
+
+    /// Whether commands whose records take up to `framed` bytes in sum (payloads and 8 bytes each) may be
+    /// executed now. After an `Ok` there is memory and a place on disk for them, whatever happens; what was
+    /// not used counts for the next time.
+    pub fn admit(&mut self, framed: usize) -> Result<(), Refusal> {
+        match self.shared.state_code.load(Ordering::Relaxed) {
+            FAILED => return Err(Refusal::Failed),
+            CLOSED => return Err(Refusal::Closed),
+            _ => {}
+        }
+        let pending = self.shared.pending_bytes();
+        // One large record alone is always taken: nothing else could make room for it.
+        if pending > 0 && pending + framed as u64 > self.shared.pending_bytes_max {
+            return Err(Refusal::Busy);
+        }
+        let need = self.shared.image_bytes_max(framed);
+        let Some(more) = need.checked_sub(self.granted) else { return Ok(()) };
+        if more == 0 {
+            return Ok(());
+        }
+        let reserved = self.shared.reserved_bytes.0.fetch_add(more, Ordering::Relaxed) + more;
+        if reserved <= self.shared.room_bytes() {
+            self.granted = need;
+            return Ok(());
+        }
+        self.shared.give_back(more);
+        if self.shared.wish.fetch_max(reserved, Ordering::Relaxed) < reserved {
+            self.tell(Message::WantRoom);
+        }
+        Err(if self.shared.is_short.load(Ordering::Relaxed) { Refusal::Full } else { Refusal::Busy })
+    }
+
+    /// Takes `count` LSNs, the first of which is returned. Each must be submitted, and in this turn: what other
+    /// shards have behind them waits for that.
+    #[inline]
+    pub fn allocate(&self, count: u64) -> Lsn {
+        Lsn(self.shared.next_lsn.0.fetch_add(count, Ordering::AcqRel))
+    }
+
+    /// An empty batch for a turn that began at `unix_us`.
+    pub fn batch(&mut self, unix_us: u64) -> LogBatch {
+        let mut batch = self.empties.try_recv().unwrap_or_default();
+        batch.unix_us = unix_us;
+        batch
+    }
+
+    /// Hands over the turn's records.
+    pub fn submit(&mut self, mut batch: LogBatch) {
+        if batch.is_empty() {
+            return;
+        }
+        let need = self.shared.image_bytes_max(batch.framed_bytes());
+        // What nobody asked for, as an expired key may do, is taken from what others were not promised yet.
+        if let Some(more) = need.checked_sub(self.granted).filter(|&more| more > 0) {
+            self.shared.reserved_bytes.0.fetch_add(more, Ordering::Relaxed);
+            self.granted = 0;
+        } else {
+            self.granted -= need;
+        }
+        batch.reserved = need;
+        batch.shard = self.shard;
+        self.shared.pending_bytes.0.fetch_add(batch.memory_bytes(), Ordering::Relaxed);
+        self.tell(Message::Records(batch));
+        if self.granted > self.shared.image_bytes_max(0) * 8 {
+            self.give_back_unused();
+        }
+    }
+
+    /// Takes back what was admitted and not used, as after a large command that was refused for another reason.
+    pub fn give_back_unused(&mut self) {
+        self.shared.give_back(std::mem::take(&mut self.granted));
+    }
+
+    /// Announces that this shard will sleep until `lsn` is durable or the state changes. False if there is
+    /// nothing to wait for: it is, or the log has failed. Otherwise the shard's waker will be called, once.
+    pub fn wait_for(&self, lsn: Lsn) -> bool {
+        let slot = &self.shared.slots[self.shard].0;
+        slot.wanted_lsn.store(lsn.0, Ordering::SeqCst);
+        let done = self.shared.durable_lsn.0.load(Ordering::SeqCst) >= lsn.0
+            || matches!(self.shared.state_code.load(Ordering::SeqCst), FAILED | CLOSED);
+        if done {
+            slot.wanted_lsn.store(NOT_WAITING, Ordering::SeqCst);
+        }
+        !done
+    }
+
+    /// Announces that this shard will sleep until something became durable, room was prepared or the state
+    /// changed: what a refusal as [`Refusal::Busy`] calls for. Ask once more afterwards, before sleeping.
+    pub fn wait_for_room(&self) {
+        self.shared.slots[self.shard].0.wants_room.store(true, Ordering::SeqCst);
+    }
+
+    /// Under `everysec`: has everything submitted so far made durable now.
+    pub fn request_flush(&self) {
+        self.tell(Message::Flush);
+    }
+
+    fn tell(&self, message: Message) {
+        // That nobody listens any more is seen in the state.
+        let _ = self.queue.send(message);
+    }
+}
+
+impl Drop for LogHandle {
+    fn drop(&mut self) {
+        self.shared.give_back(self.granted);
+    }
+}

@@ -1,0 +1,659 @@
+//! The log's owner: one thread per node that puts the records of all shards into one order and has them written.
+//!
+//! ```text
+//! shards ── batches, any order ──▶ log thread: in LSN order, group commit ── blocks ──▶ disk (one call each)
+//!    ▲                                │    ▲
+//!    └── durable_lsn, wakers ─────────┘    └──▶ helper thread: segments prepared, removed; flushes once a second
+//! ```
+//!
+//! What is decided is decided by [`wal::group_commit::GroupCommit`]; this thread performs. A block is written by
+//! the thread itself, in one system call that returns when it is durable; while it does, the records of the next
+//! block gather in the queue. Everything slow that no record waits for (zeros, renames, deletions, directory
+//! flushes) is the helper's, so that it never stands before a block. No shard ever waits in here.
+
+use super::log_handle::{
+    Done, HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Waker,
+};
+use crate::clock::monotonic_ns;
+use crate::cpu;
+use crate::io::log_files::{LogDisk, LogWriteMode, checksum};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+use wal::group_commit::{GroupCommit, Refused, Start};
+use wal::lsn::Lsn;
+use wal::operation::{Action, Operation};
+use wal::record::FRAME_BYTES;
+use wal::segment::{FIRST_BLOCK_OFFSET, FileName};
+use wal::settings::{FlushPolicy, Settings};
+
+/// Records that are appended before the disk is looked after again.
+const ROUND_BYTES: usize = 1 << 20;
+/// Batches kept for a shard to use again.
+const EMPTY_BATCHES: usize = 16;
+/// A batch that grew beyond this is given back to the allocator.
+const EMPTY_BATCH_BYTES_MAX: usize = 256 << 10;
+/// Not promised to anybody: marks take it, the blocks without records that say what is durable.
+const ROOM_KEPT_BYTES: u64 = 6 * 4096;
+
+/// How the log is kept.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Bytes of a segment file.
+    pub segment_bytes: u64,
+    /// Bytes of the largest block.
+    pub block_bytes_max: usize,
+    /// Memory of records that are not durable yet; beyond it shards are told that the log is busy.
+    pub pending_bytes_max: u64,
+    /// Segments prepared ahead.
+    pub spare_segments: usize,
+    /// `EveryBlock`: always. `OnRequest`: everysec.
+    pub policy: FlushPolicy,
+    /// How a block reaches the disk.
+    pub write_mode: LogWriteMode,
+    /// Under `OnRequest`: how often it is flushed. Less than a second, because the flush itself takes time, and no
+    /// more than a second may be lost.
+    pub flush_period: Duration,
+    /// How often a full disk is tried again.
+    pub retry_period: Duration,
+    /// An idle log says in a mark, after so long, what is durable: damage is then told from a torn tail.
+    pub idle_period: Duration,
+    /// How long the thread looks for records before it sleeps. Worth it only with a core to spare.
+    pub spin: Duration,
+    /// The core of both threads.
+    pub core: Option<usize>,
+}
+
+impl Default for LogOptions {
+    fn default() -> LogOptions {
+        let wal = Settings::default();
+        LogOptions {
+            segment_bytes: wal.segment_bytes,
+            block_bytes_max: wal.block_bytes_max,
+            pending_bytes_max: wal.pending_bytes_max as u64,
+            spare_segments: wal.spare_segments,
+            policy: FlushPolicy::EveryBlock,
+            write_mode: LogWriteMode::Direct,
+            flush_period: Duration::from_millis(900),
+            retry_period: Duration::from_secs(1),
+            idle_period: Duration::from_secs(1),
+            spin: Duration::ZERO,
+            core: None,
+        }
+    }
+}
+
+impl LogOptions {
+    fn settings(&self) -> Result<Settings, String> {
+        let settings = Settings {
+            segment_bytes: self.segment_bytes,
+            block_bytes_max: self.block_bytes_max,
+            // Shards were admitted before they executed, and what was executed must be taken.
+            pending_bytes_max: isize::MAX as usize,
+            append_bytes_max: 0,
+            writes_in_flight_max: 1,
+            spare_segments: self.spare_segments,
+            write_mode: self.write_mode.of_wal(),
+            flush_policy: self.policy,
+        };
+        settings.validate().map(|()| settings)
+    }
+}
+
+/// The log's threads. Dropping it closes the log.
+pub struct LogThread {
+    shared: Arc<LogShared>,
+    queue: Sender<Message>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+impl fmt::Debug for LogThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogThread({:?})", self.shared)
+    }
+}
+
+impl LogThread {
+    /// Starts the log where `start` says, with one handle for each waker. Returns when the first segment is
+    /// ready, or when it is known that there will be none for now: look at [`LogShared::state`].
+    pub fn start(
+        disk: impl LogDisk,
+        start: &Start,
+        options: LogOptions,
+        wakers: Vec<Waker>,
+    ) -> io::Result<(LogThread, Vec<LogHandle>)> {
+        let settings =
+            options.settings().map_err(|wrong| io::Error::new(io::ErrorKind::InvalidInput, wrong))?;
+        let shards = wakers.len();
+        let shared = Arc::new(LogShared::new(
+            start.next_lsn,
+            start.epoch,
+            options.pending_bytes_max,
+            options.block_bytes_max,
+            wakers,
+        ));
+        let (queue, messages) = channel();
+        let (returns, empties): (Vec<_>, Vec<_>) =
+            (0..shards).map(|_| sync_channel::<LogBatch>(EMPTY_BATCHES)).unzip();
+        let handles = empties.into_iter().enumerate();
+        let handles = handles
+            .map(|(shard, empties)| LogHandle::new(Arc::clone(&shared), queue.clone(), empties, shard))
+            .collect();
+        let disk = Arc::new(disk);
+        let (work, orders) = channel();
+        let core = options.core;
+        let helper = {
+            let (disk, done) = (Arc::clone(&disk), queue.clone());
+            Builder::new().name("log-helper".into()).spawn(move || {
+                pin(core);
+                help(&*disk, &orders, &done);
+            })?
+        };
+        let (ready, is_ready) = sync_channel(1);
+        let owner = Owner {
+            log: GroupCommit::new(settings, start, checksum()),
+            meter: RoomMeter::new(&settings),
+            disk,
+            messages,
+            work,
+            helper_busy: 0,
+            returns,
+            shared: Arc::clone(&shared),
+            state: LogState::Open,
+            waiting: BTreeMap::new(),
+            pending: VecDeque::new(),
+            pending_of_run: 0,
+            metrics: LogMetrics::default(),
+            flush_to: None,
+            next_flush: None,
+            next_retry: None,
+            next_mark: None,
+            is_marked: false,
+            closing: Closing::No,
+            ready: Some(ready),
+            options,
+        };
+        let thread = Builder::new().name("log".into()).spawn(move || {
+            pin(core);
+            let result = owner.run();
+            // Its orders have ended with the owner.
+            let _ = helper.join();
+            result
+        })?;
+        // It sends one message in any case, or its thread ended, which the state tells.
+        let _ = is_ready.recv();
+        Ok((LogThread { shared, queue, thread: Some(thread) }, handles))
+    }
+
+    /// What everybody sees.
+    pub fn shared(&self) -> &Arc<LogShared> {
+        &self.shared
+    }
+
+    /// Changes between `always` and `everysec` while running.
+    pub fn set_policy(&self, policy: FlushPolicy) {
+        let _ = self.queue.send(Message::SetPolicy(policy));
+    }
+
+    /// Everything before `needed` is in a durable snapshot: segments that hold nothing else may go.
+    pub fn release(&self, needed: Lsn) {
+        let _ = self.queue.send(Message::Release(needed));
+    }
+
+    /// Makes everything submitted durable, writes that nothing is missing, and ends the threads. The error says
+    /// what could not be made durable.
+    pub fn close(mut self) -> Result<(), String> {
+        self.end(Message::Close)
+    }
+
+    /// Ends the threads as if the process were killed: what is pending stays unwritten, and the log unclosed.
+    pub fn abandon(mut self) {
+        let _ = self.end(Message::Abandon);
+    }
+
+    fn end(&mut self, message: Message) -> Result<(), String> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let _ = self.queue.send(message);
+        thread.join().unwrap_or_else(|_| Err(String::from("the log's thread panicked; this is a bug")))
+    }
+}
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        // Whoever wants to know how it ended closes.
+        let _ = self.end(Message::Close);
+    }
+}
+
+fn pin(core: Option<usize>) {
+    // A log on another core is slower and not wrong.
+    if let Some(core) = core
+        && let Err(error) = cpu::pin_to(core)
+    {
+        eprintln!("millrace: warning: the log's thread is not pinned: {error}");
+    }
+}
+
+/// The helper's whole life.
+fn help(disk: &impl LogDisk, orders: &Receiver<(Operation, HelperWork)>, done: &Sender<Message>) {
+    for (operation, what) in orders {
+        let begun = monotonic_ns();
+        let completion = disk.perform(operation);
+        let elapsed_us = (monotonic_ns() - begun) / 1000;
+        if done.send(Message::Done(Done { completion, what, elapsed_us })).is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether it is time for what is `wanted` once in a period; the first period begins when it becomes wanted.
+fn is_due(at: &mut Option<u64>, now: u64, period: Duration, wanted: bool) -> bool {
+    if !wanted {
+        *at = None;
+        return false;
+    }
+    if at.is_some_and(|at| at <= now) {
+        *at = None;
+        return true;
+    }
+    at.get_or_insert(now + period.as_nanos() as u64);
+    false
+}
+
+/// How much certainly fits: the current segment's rest and the prepared ones, seen from the operations.
+#[derive(Debug)]
+struct RoomMeter {
+    segment_bytes: u64,
+    /// The last block of a segment may not fit.
+    lost_at_end: u64,
+    current: Option<FileName>,
+    current_left: u64,
+    prepared: u64,
+    is_named: bool,
+}
+
+impl RoomMeter {
+    fn new(settings: &Settings) -> RoomMeter {
+        let (segment_bytes, lost_at_end) = (settings.segment_bytes, settings.block_bytes_max as u64 - 4096);
+        RoomMeter { segment_bytes, lost_at_end, current: None, current_left: 0, prepared: 0, is_named: false }
+    }
+
+    /// A block is about to be written.
+    fn write(&mut self, file: FileName, offset: u64, length: usize) {
+        if self.current != Some(file) {
+            self.current = Some(file);
+            self.prepared -= 1;
+        }
+        self.current_left = self.segment_bytes - offset - length as u64;
+    }
+
+    fn done(&mut self, what: HelperWork, succeeded: bool) {
+        match what {
+            HelperWork::Name => self.is_named = succeeded,
+            HelperWork::FlushDirectory => {
+                // Only a segment whose name is durable counts.
+                self.prepared += u64::from(self.is_named && succeeded);
+                self.is_named = false;
+            }
+            HelperWork::FlushSegment | HelperWork::Other => {}
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let whole = (self.segment_bytes - FIRST_BLOCK_OFFSET).saturating_sub(self.lost_at_end);
+        self.current_left.saturating_sub(self.lost_at_end) + self.prepared * whole
+    }
+}
+
+/// A batch of which something is still to be appended.
+struct Waiting {
+    batch: LogBatch,
+    /// The next record.
+    at: usize,
+}
+
+impl Waiting {
+    fn lsn(&self) -> u64 {
+        self.batch.records[self.at].lsn
+    }
+
+    fn begin(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.batch.records[before].end)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// What is there is appended first.
+    Gathering,
+    /// The writer has been told.
+    Closed,
+    Abandoned,
+}
+
+/// The log's thread.
+struct Owner<D> {
+    log: GroupCommit,
+    meter: RoomMeter,
+    disk: Arc<D>,
+    messages: Receiver<Message>,
+    work: Sender<(Operation, HelperWork)>,
+    helper_busy: usize,
+    returns: Vec<SyncSender<LogBatch>>,
+    shared: Arc<LogShared>,
+    state: LogState,
+    /// Batches by the LSN they go on with. The first is the next, or a record of another shard is missing.
+    waiting: BTreeMap<u64, Waiting>,
+    /// Memory that is free again when an LSN is durable, in their order.
+    pending: VecDeque<(Lsn, u64)>,
+    pending_of_run: u64,
+    metrics: LogMetrics,
+    /// A flush was asked for when records up to here were on their way.
+    flush_to: Option<Lsn>,
+    /// Times of CLOCK_MONOTONIC.
+    next_flush: Option<u64>,
+    next_retry: Option<u64>,
+    next_mark: Option<u64>,
+    /// Nothing has come since a mark was asked for.
+    is_marked: bool,
+    closing: Closing,
+    ready: Option<SyncSender<()>>,
+    options: LogOptions,
+}
+
+impl<D: LogDisk> Owner<D> {
+    fn run(mut self) -> Result<(), String> {
+        loop {
+            while let Ok(message) = self.messages.try_recv() {
+                self.take(message);
+            }
+            let is_abandoned = self.closing == Closing::Abandoned;
+            if is_abandoned {
+                break;
+            }
+            let appended = self.append();
+            self.act();
+            self.publish();
+            if self.is_finished() {
+                break;
+            }
+            if !appended {
+                self.wait();
+            }
+        }
+        self.finish()
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Records(batch) => {
+                self.is_marked = false;
+                let waiting = Waiting { batch, at: 0 };
+                if self.log.failure().is_some() {
+                    return self.forget(waiting.batch);
+                }
+                let lsn = waiting.lsn();
+                let is_new = lsn > self.log.appended_lsn().0 && self.waiting.insert(lsn, waiting).is_none();
+                assert!(is_new, "LSN {lsn} was given to two records");
+            }
+            Message::Done(done) => {
+                self.helper_busy -= 1;
+                let succeeded = done.completion.result.is_ok();
+                if done.what == HelperWork::FlushSegment && succeeded {
+                    self.metrics.add_flush(done.elapsed_us);
+                }
+                self.meter.done(done.what, succeeded);
+                self.log.handle_completion(done.completion);
+            }
+            Message::WantRoom => {
+                let wish = usize::try_from(self.shared.take_wish()).unwrap_or(usize::MAX / 4);
+                // The answer does not matter: asking has the room prepared.
+                let _ = self.log.admission(wish);
+            }
+            Message::Flush => self.flush_to = self.flush_to.max(Some(self.shared.allocated_lsn())),
+            Message::SetPolicy(policy) => {
+                self.options.policy = policy;
+                self.log.set_flush_policy(policy);
+            }
+            Message::Release(needed) => self.log.release(needed),
+            Message::Close if self.closing == Closing::No => self.closing = Closing::Gathering,
+            Message::Close => {}
+            Message::Abandon => self.closing = Closing::Abandoned,
+        }
+    }
+
+    /// Appends what is next, up to a bound. True if there may be more to do at once.
+    fn append(&mut self) -> bool {
+        let mut left = ROUND_BYTES;
+        while let Some(entry) = self.waiting.first_entry()
+            && *entry.key() == self.log.appended_lsn().next().0
+        {
+            let mut waiting = entry.remove();
+            // The records of a batch that follow each other are appended in one go.
+            let (first, mut end, mut framed) = (waiting.at, waiting.at, 0);
+            let base = waiting.lsn() - first as u64;
+            while end < waiting.batch.records.len() && waiting.batch.records[end].lsn == base + end as u64 {
+                let bytes = waiting.batch.records[end].end - waiting.begin(end) + FRAME_BYTES;
+                if end > first && framed + bytes > left {
+                    break;
+                }
+                framed += bytes;
+                end += 1;
+            }
+            // Room was reserved for it. Where a shard did not ask, it may have to wait for a segment.
+            if self.log.admission(framed).is_err() {
+                self.waiting.insert(waiting.lsn(), waiting);
+                return false;
+            }
+            for index in first..end {
+                let payload = &waiting.batch.bytes[waiting.begin(index)..waiting.batch.records[index].end];
+                match self.log.append(payload, waiting.batch.unix_us) {
+                    Ok(lsn) => debug_assert_eq!(lsn.0, waiting.batch.records[index].lsn),
+                    Err(refused) => unreachable!("admitted, then refused: {refused}"),
+                }
+            }
+            waiting.at = end;
+            if end < waiting.batch.records.len() {
+                self.waiting.insert(waiting.lsn(), waiting);
+            } else {
+                self.appended(waiting.batch);
+            }
+            left = left.saturating_sub(framed);
+            if left == 0 {
+                return true;
+            }
+        }
+        if self.flush_to.is_some_and(|lsn| lsn <= self.log.appended_lsn()) {
+            self.flush_to = None;
+            self.log.request_flush();
+        }
+        false
+    }
+
+    /// A batch is in blocks: its memory counts until they are durable, its reservation ends once the room that
+    /// is left is published.
+    fn appended(&mut self, batch: LogBatch) {
+        self.pending.push_back((self.log.appended_lsn(), batch.memory_bytes()));
+        self.pending_of_run += batch.reserved;
+        self.give_back(batch);
+    }
+
+    /// A batch will never be appended.
+    fn forget(&mut self, batch: LogBatch) {
+        self.shared.forget_pending(batch.memory_bytes());
+        self.pending_of_run += batch.reserved;
+        self.give_back(batch);
+    }
+
+    fn give_back(&mut self, mut batch: LogBatch) {
+        batch.clear();
+        if batch.bytes.capacity() <= EMPTY_BATCH_BYTES_MAX {
+            // A shard that has enough of them, or is gone, needs none.
+            let _ = self.returns[batch.shard].try_send(batch);
+        }
+    }
+
+    /// Performs what the writer wants done: blocks here, all else by the helper.
+    fn act(&mut self) {
+        while let Some(operation) = self.log.poll_operation() {
+            let what = match &operation.action {
+                Action::Write { file: file @ FileName::Segment(_), offset, buffer, start, .. } => {
+                    self.meter.write(*file, *offset, buffer.as_slice().len() - start);
+                    self.write_block(operation);
+                    // A shard that waits for this block must not wait for the next.
+                    self.publish();
+                    continue;
+                }
+                Action::Rename { to: FileName::Segment(_), .. } => HelperWork::Name,
+                Action::FlushDirectory => HelperWork::FlushDirectory,
+                Action::Flush { file: FileName::Segment(_) } => HelperWork::FlushSegment,
+                _ => HelperWork::Other,
+            };
+            self.helper_busy += 1;
+            if self.work.send((operation, what)).is_err() {
+                unreachable!("the helper lives as long as its orders");
+            }
+        }
+    }
+
+    fn write_block(&mut self, operation: Operation) {
+        let flushes =
+            matches!(&operation.action, Action::Write { sync, .. } if *sync != wal::operation::Sync::None);
+        let begun = monotonic_ns();
+        let completion = self.disk.perform(operation);
+        if flushes && completion.result.is_ok() {
+            self.metrics.add_flush((monotonic_ns() - begun) / 1000);
+        }
+        self.log.handle_completion(completion);
+    }
+
+    fn publish(&mut self) {
+        if let Some(failure) = self.log.failure() {
+            if !matches!(self.state, LogState::Failed(_)) {
+                self.state = LogState::Failed(failure);
+                self.pending.drain(..).for_each(|(_, bytes)| self.shared.forget_pending(bytes));
+                let waiting = std::mem::take(&mut self.waiting);
+                waiting.into_values().for_each(|waiting| self.forget(waiting.batch));
+            }
+        } else if !matches!(self.state, LogState::Closed) {
+            let is_low = self.room() < self.shared.image_bytes_max(self.options.block_bytes_max);
+            self.state = match self.log.shortage().filter(|_| is_low) {
+                Some(failure) => LogState::Full(failure),
+                None => LogState::Open,
+            };
+        }
+        let durable = self.log.durable_lsn();
+        while let Some((_, bytes)) = self.pending.pop_front_if(|(lsn, _)| *lsn <= durable) {
+            self.shared.forget_pending(bytes);
+        }
+        self.metrics.log = self.log.counters();
+        self.metrics.segments = self.log.segment_counters();
+        self.metrics.waiting_batches = self.waiting.len() as u64;
+        self.shared.set_metrics(self.metrics);
+        let (room, is_short) = (self.room(), self.log.shortage().is_some());
+        self.shared.publish(durable, room, is_short, &self.state);
+        self.shared.give_back(std::mem::take(&mut self.pending_of_run));
+        if (room > 0 || self.state != LogState::Open)
+            && let Some(ready) = self.ready.take()
+        {
+            // One message, room for one.
+            let _ = ready.try_send(());
+        }
+    }
+
+    /// What can be promised.
+    fn room(&self) -> u64 {
+        self.meter.bytes().saturating_sub(self.log.pending_bytes() + ROOM_KEPT_BYTES)
+    }
+
+    /// Waits for a message, or until it is time for something.
+    fn wait(&mut self) {
+        let now = monotonic_ns();
+        let is_pending = self.log.durable_lsn() < self.log.appended_lsn();
+        let is_everysec = self.options.policy == FlushPolicy::OnRequest;
+        if is_due(&mut self.next_flush, now, self.options.flush_period, is_everysec && is_pending) {
+            return self.log.request_flush();
+        }
+        if is_due(&mut self.next_retry, now, self.options.retry_period, self.log.shortage().is_some()) {
+            return self.log.retry();
+        }
+        let is_idle = !self.is_marked && !is_pending && self.waiting.is_empty();
+        if is_due(&mut self.next_mark, now, self.options.idle_period, is_idle) {
+            self.is_marked = true;
+            return self.log.write_mark();
+        }
+        let wake_at = [self.next_flush, self.next_retry, self.next_mark].into_iter().flatten().min();
+        self.receive(now, wake_at);
+    }
+
+    fn receive(&mut self, now: u64, wake_at: Option<u64>) {
+        let spin_until = now + self.options.spin.as_nanos() as u64;
+        while monotonic_ns() < spin_until {
+            match self.messages.try_recv() {
+                Ok(message) => return self.take(message),
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
+        let received = match wake_at {
+            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self.messages.recv_timeout(Duration::from_nanos(at.saturating_sub(now))),
+        };
+        match received {
+            Ok(message) => self.take(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            // The helper holds a sender, so this is not reached while it lives.
+            Err(RecvTimeoutError::Disconnected) => self.closing = Closing::Abandoned,
+        }
+    }
+
+    /// Goes through the steps of closing; true at the end.
+    fn is_finished(&mut self) -> bool {
+        if self.closing == Closing::No {
+            return false;
+        }
+        if self.log.failure().is_some() {
+            return self.helper_busy == 0;
+        }
+        if self.closing == Closing::Gathering {
+            // What cannot be appended now never will: records of a shard that is gone are missing before it, or
+            // the disk is full.
+            let next = self.waiting.first_key_value().map(|(&lsn, _)| lsn);
+            let can_go_on = next == Some(self.log.appended_lsn().next().0) && self.log.shortage().is_none();
+            if !can_go_on {
+                self.log.close();
+                self.closing = Closing::Closed;
+                self.act();
+            }
+        }
+        self.closing == Closing::Closed && self.log.is_closed() && self.helper_busy == 0
+    }
+
+    fn finish(mut self) -> Result<(), String> {
+        let result = match (&self.state, self.waiting.first_key_value()) {
+            (_, _) if self.closing == Closing::Abandoned => Ok(()),
+            (LogState::Failed(failure), _) => Err(failure.to_string()),
+            (LogState::Full(failure), Some(_)) => Err(format!(
+                "records from LSN {} on were not written, and nobody was told that they were: {}",
+                self.log.appended_lsn().next(),
+                Refused::Full(*failure)
+            )),
+            (_, Some((lsn, _))) => Err(format!(
+                "records from LSN {lsn} on were not written: LSN {} was given to a record that never came; this is a \
+                 bug",
+                self.log.appended_lsn().next()
+            )),
+            (_, None) => Ok(()),
+        };
+        if !matches!(self.state, LogState::Failed(_)) {
+            self.state = LogState::Closed;
+        }
+        self.publish();
+        result
+    }
+}
