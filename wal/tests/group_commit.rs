@@ -357,6 +357,30 @@ fn a_record_longer_than_a_segment_has_room_prepared() {
     }
 }
 
+/// A record that ends in a later segment is needed together with the segment it begins in.
+#[test]
+fn the_segment_in_which_a_needed_record_begins_is_kept() {
+    let (mut disk, mut log) = started(Settings { pending_bytes_max: 1 << 20, ..settings() });
+    log.append(b"before", 1).unwrap();
+    let record = vec![7; 200_000];
+    while log.append(&record, 2).is_err() {
+        disk.settle(&mut log);
+    }
+    disk.settle(&mut log);
+    let segments = log.segments().count();
+    assert!(segments > 3);
+    log.release(Lsn(2));
+    disk.settle(&mut log);
+    assert_eq!(log.segments().count(), segments);
+    let (records, _) = read(&disk.segments(), ReadOptions { from: Lsn(2), ..ReadOptions::default() });
+    assert!(records.len() == 1 && records[0].payload == record);
+    log.release(Lsn(3));
+    disk.settle(&mut log);
+    assert_eq!(log.segments().count(), 1, "the end of a record that nobody needs keeps nothing");
+    let (records, end) = read(&disk.segments(), ReadOptions { from: Lsn(3), ..ReadOptions::default() });
+    assert_eq!((records.len(), end.unwrap().next_lsn), (0, Lsn(3)));
+}
+
 /// Every step of preparing or removing a segment fails once: the log goes on, and what failed is done later.
 #[test]
 fn a_failed_preparation_is_no_failed_log() {
