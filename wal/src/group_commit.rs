@@ -782,7 +782,6 @@ impl GroupCommit {
         if self.failure.is_none() {
             self.failure = Some(LogFailure { failure, durable_lsn: self.durable_lsn });
         }
-        self.spares.stop();
         self.open = None;
         self.sealed_bytes = 0;
         drop(mem::take(&mut self.sealed));
