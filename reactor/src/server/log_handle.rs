@@ -335,18 +335,27 @@ impl LogShared {
         self.wish.swap(0, Ordering::Relaxed)
     }
 
-    pub(super) fn give_back(&self, reserved: u64) {
-        self.reserved_bytes.0.fetch_sub(reserved, Ordering::Relaxed);
+    fn give_back(&self, reserved: u64) {
+        self.reserved_bytes.0.fetch_sub(reserved, Ordering::SeqCst);
     }
 
     pub(super) fn forget_pending(&self, bytes: u64) {
-        self.pending_bytes.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.pending_bytes.0.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    /// What the log's thread has to say; wakes whom it concerns.
-    pub(super) fn publish(&self, durable: Lsn, room_bytes: u64, is_short: bool, state: &LogState) {
+    /// What the log's thread has to say; wakes whom it concerns. `appended` is the room that was reserved for what
+    /// stands in blocks by now: `room_bytes` is without it, so it is given back, and before anybody looks again.
+    pub(super) fn publish(
+        &self,
+        durable: Lsn,
+        room_bytes: u64,
+        appended: u64,
+        is_short: bool,
+        state: &LogState,
+    ) {
         let has_advanced = self.durable_lsn.0.swap(durable.0, Ordering::SeqCst) != durable.0;
-        let has_room = self.room_bytes.0.swap(room_bytes, Ordering::SeqCst) < room_bytes;
+        let has_room = self.room_bytes.0.swap(room_bytes, Ordering::SeqCst) < room_bytes || appended > 0;
+        self.give_back(appended);
         self.is_short.store(is_short, Ordering::Relaxed);
         let has_changed = self.state_code.load(Ordering::Relaxed) != state.code();
         if has_changed {
@@ -426,7 +435,8 @@ impl LogHandle {
             CLOSED => return Err(Refusal::Closed),
             _ => {}
         }
-        let pending = self.shared.pending_bytes();
+        // All of this is sequentially consistent, for the same reason as in `publish`.
+        let pending = self.shared.pending_bytes.0.load(Ordering::SeqCst);
         // One large record alone is always taken: nothing else could make room for it.
         if pending > 0 && pending + framed as u64 > self.shared.pending_bytes_max {
             return Err(Refusal::Busy);
@@ -436,8 +446,8 @@ impl LogHandle {
         if more == 0 {
             return Ok(());
         }
-        let reserved = self.shared.reserved_bytes.0.fetch_add(more, Ordering::Relaxed) + more;
-        if reserved <= self.shared.room_bytes() {
+        let reserved = self.shared.reserved_bytes.0.fetch_add(more, Ordering::SeqCst) + more;
+        if reserved <= self.shared.room_bytes.0.load(Ordering::SeqCst) {
             self.granted = need;
             return Ok(());
         }

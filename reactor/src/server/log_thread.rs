@@ -166,7 +166,7 @@ impl LogThread {
             state: LogState::Open,
             waiting: BTreeMap::new(),
             pending: VecDeque::new(),
-            pending_of_run: 0,
+            reserved_of_appended: 0,
             metrics: LogMetrics::default(),
             wanted_room: 0,
             flush_to: None,
@@ -352,7 +352,8 @@ struct Owner<D> {
     waiting: BTreeMap<u64, Waiting>,
     /// Memory that is free again when an LSN is durable, in their order.
     pending: VecDeque<(Lsn, u64)>,
-    pending_of_run: u64,
+    /// Room that was reserved for what has been appended since this was last published.
+    reserved_of_appended: u64,
     metrics: LogMetrics,
     /// Room that was asked for in vain, until it is there.
     wanted_room: u64,
@@ -483,14 +484,14 @@ impl<D: LogDisk> Owner<D> {
     /// is left is published.
     fn appended(&mut self, batch: LogBatch) {
         self.pending.push_back((self.log.appended_lsn(), batch.memory_bytes()));
-        self.pending_of_run += batch.reserved;
+        self.reserved_of_appended += batch.reserved;
         self.give_back(batch);
     }
 
     /// A batch will never be appended.
     fn forget(&mut self, batch: LogBatch) {
         self.shared.forget_pending(batch.memory_bytes());
-        self.pending_of_run += batch.reserved;
+        self.reserved_of_appended += batch.reserved;
         self.give_back(batch);
     }
 
@@ -568,8 +569,8 @@ impl<D: LogDisk> Owner<D> {
         self.shared.set_metrics(self.metrics);
         let is_short = self.log.shortage().is_some() || matches!(self.state, LogState::Full(_));
         let room = self.room();
-        self.shared.publish(durable, room, is_short, &self.state);
-        self.shared.give_back(std::mem::take(&mut self.pending_of_run));
+        let appended = std::mem::take(&mut self.reserved_of_appended);
+        self.shared.publish(durable, room, appended, is_short, &self.state);
         if (room > 0 || self.state != LogState::Open)
             && let Some(ready) = self.ready.take()
         {
