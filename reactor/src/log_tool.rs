@@ -201,8 +201,12 @@ fn verify(directory: &Path, out: &mut impl Write) -> Result<(), ToolError> {
             span.first.get_or_insert((lsn, unix_us));
             span.last = Some((lsn, unix_us));
             let mut rest = payload;
-            while !rest.is_empty() && Mutation::decode(&mut rest).is_ok() {}
-            span.malformed += u64::from(!rest.is_empty());
+            while !rest.is_empty() {
+                if Mutation::decode(&mut rest).is_err() {
+                    span.malformed += 1;
+                    break;
+                }
+            }
             Ok(())
         })?;
         if attempt == attempts || matches!(read, Read::End(_)) {

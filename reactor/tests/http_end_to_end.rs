@@ -1,5 +1,5 @@
-//! HTTP over real sockets, on both drivers: what only a kernel in between can break. What each request must
-//! be answered is the business of `store/src/protocol/http/tests.rs`.
+//! HTTP over real sockets, on both drivers and over shards: what only a kernel in between can break. What each request
+//! must be answered is the business of `store/src/protocol/http/tests.rs`.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod harness;
@@ -76,18 +76,20 @@ impl Client {
     }
 }
 
-/// Both drivers. Where io_uring cannot be had this fails and says why, unless the machine's owner knows.
-fn drivers() -> impl Iterator<Item = &'static str> {
+/// Both drivers, each with one, two and four shards. Where io_uring cannot be had this fails and says why, unless the
+/// machine's owner knows.
+fn servers() -> impl Iterator<Item = (&'static str, &'static str)> {
     let without = std::env::var_os("MILLRACE_WITHOUT_IO_URING").is_some();
-    ["io_uring", "epoll"].into_iter().filter(move |&io| io == "epoll" || !without)
+    let drivers = ["io_uring", "epoll"].into_iter().filter(move |&io| io == "epoll" || !without);
+    drivers.flat_map(|io| ["1", "2", "4"].map(|shards| (io, shards)))
 }
 
 const HOST: &str = "Host: localhost\r\n";
 
 #[test]
 fn a_session_of_every_method() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut client = connect(&server);
         let put =
             client.exchange(&format!("PUT /v1/keys/k HTTP/1.1\r\n{HOST}Content-Length: 5\r\n\r\nhello"));
@@ -100,20 +102,30 @@ fn a_session_of_every_method() {
         assert_eq!((head.status, head.field("Content-Length")), (200, Some("5")));
         let incr = client.exchange(&format!("POST /v1/keys/n?op=incr&by=7 HTTP/1.1\r\n{HOST}\r\n"));
         assert_eq!((incr.status, &incr.body[..]), (200, &b"7"[..]));
-        let list = client.exchange(&format!("GET /v1/keys?match=k* HTTP/1.1\r\n{HOST}\r\n"));
-        assert_eq!(list.body, br#"{"cursor":"0","keys":["k"]}"#);
+        // As many pages as there are shards: each ends with the cursor of the next, and the last with 0.
+        let mut listed = String::new();
+        for page in 1..=shards.parse::<usize>().unwrap() {
+            let cursor = page - 1;
+            let list =
+                client.exchange(&format!("GET /v1/keys?cursor={cursor}&match=k* HTTP/1.1\r\n{HOST}\r\n"));
+            listed.push_str(std::str::from_utf8(&list.body).unwrap());
+            let next = if page.to_string() == shards { 0 } else { page };
+            assert!(listed.contains(&format!("{{\"cursor\":\"{next}\",\"keys\":[")), "{listed}");
+        }
+        assert_eq!(listed.matches("\"k\"").count(), 1, "{listed}");
         assert_eq!(client.exchange(&format!("DELETE /v1/keys/k HTTP/1.1\r\n{HOST}\r\n")).status, 204);
         assert_eq!(client.exchange(&format!("GET /v1/keys/k HTTP/1.1\r\n{HOST}\r\n")).status, 404);
         assert_eq!(client.exchange(&format!("OPTIONS * HTTP/1.1\r\n{HOST}\r\n")).status, 204);
         let metrics = client.exchange(&format!("GET /metrics HTTP/1.1\r\n{HOST}\r\n"));
-        assert!(String::from_utf8(metrics.body).unwrap().contains("\nmillrace_http_requests_total 9\n"));
+        let asked = format!("\nmillrace_http_requests_total {}\n", 8 + shards.parse::<usize>().unwrap());
+        assert!(String::from_utf8(metrics.body).unwrap().contains(&asked), "not {asked:?}");
     }
 }
 
 #[test]
 fn both_protocols_see_the_same_keys() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut redis = server.client();
         redis.send_command(&[b"SET", b"a\r\n", b"v", b"EX", b"100"]);
         redis.expect(b"+OK\r\n");
@@ -132,8 +144,8 @@ fn both_protocols_see_the_same_keys() {
 
 #[test]
 fn requests_arrive_in_any_pieces() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut client = connect(&server);
         let request = format!(
             "PUT /v1/keys/k HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n3\r\nmil\r\n5\r\nlrace\r\n0\r\n\r\nGET /v1/keys/k HTTP/1.1\r\n{HOST}\r\n"
@@ -149,8 +161,8 @@ fn requests_arrive_in_any_pieces() {
 
 #[test]
 fn pipelined_answers_keep_their_order_for_a_slow_reader() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut client = connect(&server);
         let body = "x".repeat(20_000);
         client.send(
@@ -182,8 +194,8 @@ fn pipelined_answers_keep_their_order_for_a_slow_reader() {
 
 #[test]
 fn large_values_survive() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut client = connect(&server);
         let value: Vec<u8> =
             (0..20_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -205,8 +217,8 @@ fn large_values_survive() {
 
 #[test]
 fn a_refusal_arrives_though_more_was_sent() {
-    for io in drivers() {
-        let server = Server::start(io, &["--proto-max-bulk-len", "1mb"]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards, "--proto-max-bulk-len", "1mb"]);
         let mut client = connect(&server);
         client.send(format!("PUT /v1/keys/k HTTP/1.1\r\n{HOST}Content-Length: 3000000\r\n\r\n").as_bytes());
         // The answer comes before the body; what is sent all the same must not turn it into a reset.
@@ -231,8 +243,8 @@ fn a_refusal_arrives_though_more_was_sent() {
 
 #[test]
 fn half_closed_connections_get_their_answers() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         let mut client = connect(&server);
         client.send(format!("GET /healthz HTTP/1.1\r\n{HOST}\r\n").repeat(20).as_bytes());
         client.send(b"GET /incomplete");
@@ -246,8 +258,8 @@ fn half_closed_connections_get_their_answers() {
 
 #[test]
 fn other_protocols_are_refused() {
-    for io in drivers() {
-        let server = Server::start(io, &[]);
+    for (io, shards) in servers() {
+        let server = Server::start(io, &["--shards", shards]);
         for hello in [
             &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
             b"*1\r\n$4\r\nPING\r\n",

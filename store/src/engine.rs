@@ -190,6 +190,8 @@ pub struct Shared {
     pub journal: Option<Box<Journal>>,
     /// Connections that end, whose last words may leave since the log is durable.
     pub(crate) ending: Vec<ConnectionId>,
+    /// There are no other shards and no log: most of what follows a command can be left out.
+    pub(crate) is_plain: bool,
     /// There are others: see [`crate::shards::route`].
     pub(crate) is_sharded: bool,
     /// Sessions that wait for CLIENT UNPAUSE.
@@ -419,11 +421,13 @@ impl Shared {
     /// After anything happened to a session: what the driver has to know of it.
     #[inline]
     pub(crate) fn settle(&mut self, session: &mut Session) {
-        if self.is_sharded && session.lanes.is_some() {
-            self.send_hops(session);
-        }
-        if session.is_gated || session.gate > 0 {
-            self.close_gate(session);
+        if !self.is_plain {
+            if session.lanes.is_some() {
+                self.send_hops(session);
+            }
+            if session.is_gated || session.gate > 0 {
+                self.close_gate(session);
+            }
         }
         if session.is_exceptional() {
             self.settle_exceptions(session);
@@ -573,6 +577,7 @@ impl Engine {
         let mut shared = Box::new(Shared {
             fleet: Fleet::new(place, totals, config.hop_queue as usize),
             is_sharded: !place.is_alone(),
+            is_plain: place.is_alone(),
             journal: None,
             ending: Vec::new(),
             keyspace: Keyspace::new(options, source),
@@ -733,6 +738,7 @@ impl Engine {
     pub fn keep_journal(&mut self, journal: Journal) {
         let shared = at_home!(self);
         shared.keyspace.keep_effects(true);
+        shared.is_plain = false;
         shared.journal = Some(Box::new(journal));
     }
 

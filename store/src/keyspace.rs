@@ -144,6 +144,8 @@ struct Watched {
 /// Who must hear of changes.
 #[derive(Default)]
 pub(crate) struct Changes {
+    /// Somebody watches a key, or wants the effects.
+    is_heard: bool,
     watched: BTreeMap<Vec<u8>, Watched>,
     version: u64,
     /// What is not in the log yet; `None`: there is no log.
@@ -185,6 +187,13 @@ impl Changes {
     /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
     #[inline(always)]
     fn note(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
+        if self.is_heard {
+            self.tell(mutation, hash);
+        }
+    }
+
+    #[inline(never)]
+    fn tell(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
         if let Some(key) = mutation.key() {
             self.expired(key);
         }
@@ -762,6 +771,7 @@ impl Keyspace {
     /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects), or no longer.
     pub fn keep_effects(&mut self, keep: bool) {
         self.changes.effects = keep.then(Effects::default);
+        self.changes.is_heard = keep || !self.changes.watched.is_empty();
     }
 
     /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by
@@ -819,6 +829,7 @@ impl Keyspace {
         let version = self.changes.version;
         let watched = self.changes.watched.entry(key.to_vec()).or_insert(Watched { version, watchers: 0 });
         watched.watchers += 1;
+        self.changes.is_heard = true;
         WatchToken { version: watched.version }
     }
 
@@ -828,6 +839,7 @@ impl Keyspace {
             watched.watchers -= 1;
             if watched.watchers == 0 {
                 self.changes.watched.remove(key);
+                self.changes.is_heard = self.changes.effects.is_some() || !self.changes.watched.is_empty();
             }
         }
     }

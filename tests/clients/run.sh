@@ -2,10 +2,10 @@
 # Client programs from their registries, unchanged, against a server of their own: does Millrace work with what
 # people have?
 #
-#   run.sh [--server PROGRAM] [--io DRIVER]... [PROGRAM...]
+#   run.sh [--server PROGRAM] [--io DRIVER[:SHARDS]]... [PROGRAM...]
 #
 # --server   the millrace binary (target/ci/millrace), or `redis-server`, against which these programs were proven
-# --io       io_uring and epoll if not given
+# --io       how the server runs, and with how many shards (1); io_uring:1, epoll:1 and io_uring:4 if not given
 # PROGRAM    some of the programs below; all of them if not given
 #
 # Every program prints a line per check and closes with their number; this script adds up and closes with
@@ -28,7 +28,7 @@ while (($#)); do
     *) programs+=("$1") && shift ;;
     esac
 done
-((${#drivers[@]})) || drivers=(io_uring epoll)
+((${#drivers[@]})) || drivers=(io_uring:1 epoll:1 io_uring:4)
 ((${#programs[@]})) || programs=(redis_cli redis_py node_redis ioredis phpredis redis_rs redis_benchmark memtier_benchmark)
 [[ $(basename "$server") == redis-server ]] && drivers=(redis)
 
@@ -55,9 +55,10 @@ stop_servers() {
 }
 trap 'stop_servers; rm -rf "$scratch"' EXIT
 
-# start NAME DRIVER ARGUMENTS...: starts a server, waits until it says that it is ready, and sets `started_port`.
+# start NAME DRIVER[:SHARDS] ARGUMENTS...: starts a server, waits until it says that it is ready, and sets `started_port`.
 start() {
-    local name=$1 driver=$2 log=$scratch/$1.log line
+    local name=$1 driver=${2%%:*} shards=1 log=$scratch/$1.log line
+    [[ $2 != *:* ]] || shards=${2#*:}
     shift 2
     if [[ $driver == redis ]]; then
         # redis-server takes no port 0, so it gets one that was free a moment ago.
@@ -66,7 +67,7 @@ start() {
         servers+=($!)
         await "$name" "$log" $! 'Ready to accept connections'
     else
-        "$server" --port 0 --http-port 0 --unixsocket "$scratch/$name.sock" --dir "$scratch" --io "$driver" "$@" >"$log" 2>&1 &
+        "$server" --port 0 --http-port 0 --unixsocket "$scratch/$name.sock" --dir "$scratch" --io "$driver" --shards "$shards" "$@" >"$log" 2>&1 &
         servers+=($!)
         await "$name" "$log" $! '^ready '
         line=$(grep -m1 '^ready ' "$log")

@@ -15,11 +15,11 @@ use tests::oracle::target::{Address, Process, millrace_binary};
 use tests::random;
 
 /// Every run is made with each of these.
-const SHARDS: &[usize] = &[1];
+const SHARDS: &[usize] = &[1, 2, 4];
 const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
-/// Operations of one run, unless the environment says otherwise.
-const OPERATIONS: usize = 250_000;
+/// Operations on single keys in all runs together, unless the environment says otherwise; half as many on several keys.
+const OPERATIONS: usize = 600_000;
 const CLIENTS: u32 = 8;
 
 #[test]
@@ -80,9 +80,11 @@ fn each_server(run: impl Fn(&str, SocketAddr, u64)) {
     }
 }
 
+/// Of one run.
 fn operations_wanted() -> usize {
     let given = std::env::var("MILLRACE_LINEARIZABILITY_OPERATIONS").ok();
-    given.map_or(OPERATIONS, |text| text.parse().expect("MILLRACE_LINEARIZABILITY_OPERATIONS is a number"))
+    let number = |text: String| text.parse().expect("MILLRACE_LINEARIZABILITY_OPERATIONS is a number");
+    given.map_or(OPERATIONS, number) / (DRIVERS.len() * SHARDS.len())
 }
 
 fn plan(address: SocketAddr, keys: u32, seed: u64, share: usize) -> Plan {

@@ -479,10 +479,9 @@ impl GroupCommit {
     }
 
     /// Everything before `needed` is in a durable snapshot: segments that hold nothing else are recycled or
-    /// removed.
+    /// removed. The current one is kept, and with it all that is not durable yet.
     pub fn release(&mut self, needed: Lsn) {
-        // A record that is not durable yet is always needed.
-        self.spares.release(needed.min(self.durable_lsn.next()));
+        self.spares.release(needed);
     }
 
     /// Tries again to prepare a segment after [`Refused::Full`]. Called about once a second while there is a
@@ -783,7 +782,6 @@ impl GroupCommit {
         if self.failure.is_none() {
             self.failure = Some(LogFailure { failure, durable_lsn: self.durable_lsn });
         }
-        self.spares.stop();
         self.open = None;
         self.sealed_bytes = 0;
         drop(mem::take(&mut self.sealed));

@@ -22,8 +22,9 @@
 //! | [`spares`] | segments prepared ahead, recycled and removed |
 //! | [`reader`] | recovery: records in order, and the decision where the log ends |
 //! | [`end_of_log`] | where and why it ends, and how a writer goes on |
+//! | `sqlcipher` | with the feature of that name: the journal that is encrypted at rest, which performs its own I/O |
 //! | [`damage`] | what is wrong with a log, in words an operator can act on |
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "sqlcipher")), no_std)]
 #![forbid(unsafe_code)]
 extern crate alloc;
 
@@ -41,3 +42,5 @@ pub mod record;
 pub mod segment;
 pub mod settings;
 pub mod spares;
+#[cfg(feature = "sqlcipher")]
+pub mod sqlcipher;

@@ -53,7 +53,8 @@ pub struct SegmentFile<'a> {
 pub enum Until {
     /// At the end of the log.
     End,
-    /// After this record.
+    /// After this record, whatever follows. Up to its durable LSN a log may be read while it is being
+    /// written.
     Lsn(Lsn),
     /// Before the first record of a later time, in microseconds since 1970.
     UnixMicros(u64),
@@ -420,6 +421,11 @@ impl LogReader {
             self.finish(0, 0, Tail::Open { found: Found::EndOfSegment, blocks_after: 0 })?;
             return Ok(true);
         };
+        // Without a look at what follows: a log that is being written can be read up to what is durable.
+        if matches!(self.options.until, Until::Lsn(last) if self.expected > last) {
+            self.finish(self.index, self.offset, Tail::Until)?;
+            return Ok(true);
+        }
         let (length, seed) = (segment.header.length, segment.seed);
         if self.offset == length {
             self.leave_segment(Some(Found::EndOfSegment))?;

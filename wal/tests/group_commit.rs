@@ -113,6 +113,21 @@ fn a_short_write_goes_on_where_it_stopped() {
     assert_eq!(log.failure().unwrap().failure.errno, Errno::EIO);
 }
 
+/// Buffers are used again, and what a deleted key held must not live on in another block's padding.
+#[test]
+fn padding_holds_nothing_of_other_records() {
+    let (mut disk, mut log) = started(settings());
+    log.append(&[0xaa; 4000], 1).unwrap();
+    disk.settle(&mut log);
+    for _ in 0..4 {
+        log.append(b"x", 1).unwrap();
+        let write = log.poll_operation().unwrap();
+        let Action::Write { buffer, .. } = &write.action else { panic!() };
+        assert!(buffer.as_slice()[64 + 8 + 1..].iter().all(|&byte| byte == 0));
+        complete(&mut log, write, Ok(4096));
+    }
+}
+
 #[test]
 fn a_failed_write_ends_everything() {
     let (_, mut log) = started(Settings { writes_in_flight_max: 3, ..settings() });
@@ -197,6 +212,21 @@ fn on_request_blocks_are_written_when_full_and_flushed_when_asked() {
     let failure = log.failure().unwrap();
     assert_eq!((failure.failure.doing, failure.failure.errno), (Doing::Flushing, Errno::EIO));
     assert!(failure.to_string().contains("flushing log-"), "{failure}");
+}
+
+/// A segment that is full of unflushed blocks is flushed for the block that only the request sealed.
+#[test]
+fn a_request_at_the_end_of_a_segment_is_fulfilled() {
+    let (mut disk, mut log) = started(Settings { flush_policy: FlushPolicy::OnRequest, ..settings() });
+    // The mark of the start takes one page, seven blocks of two pages fill the rest; the eighth is open.
+    for _ in 0..8 {
+        log.append(&[1; 8000], 1).unwrap();
+    }
+    disk.settle(&mut log);
+    assert_eq!((log.written_lsn(), log.segments().count()), (Lsn(7), 1));
+    log.request_flush();
+    disk.settle(&mut log);
+    assert_eq!((log.durable_lsn(), log.segments().count()), (Lsn(8), 2));
 }
 
 /// A durable write says nothing of the ones before it, which were written without a flush.
@@ -357,6 +387,30 @@ fn a_record_longer_than_a_segment_has_room_prepared() {
     }
 }
 
+/// A record that ends in a later segment is needed together with the segment it begins in.
+#[test]
+fn the_segment_in_which_a_needed_record_begins_is_kept() {
+    let (mut disk, mut log) = started(Settings { pending_bytes_max: 1 << 20, ..settings() });
+    log.append(b"before", 1).unwrap();
+    let record = vec![7; 200_000];
+    while log.append(&record, 2).is_err() {
+        disk.settle(&mut log);
+    }
+    disk.settle(&mut log);
+    let segments = log.segments().count();
+    assert!(segments > 3);
+    log.release(Lsn(2));
+    disk.settle(&mut log);
+    assert_eq!(log.segments().count(), segments);
+    let (records, _) = read(&disk.segments(), ReadOptions { from: Lsn(2), ..ReadOptions::default() });
+    assert!(records.len() == 1 && records[0].payload == record);
+    log.release(Lsn(3));
+    disk.settle(&mut log);
+    assert_eq!(log.segments().count(), 1, "the end of a record that nobody needs keeps nothing");
+    let (records, end) = read(&disk.segments(), ReadOptions { from: Lsn(3), ..ReadOptions::default() });
+    assert_eq!((records.len(), end.unwrap().next_lsn), (0, Lsn(3)));
+}
+
 /// Every step of preparing or removing a segment fails once: the log goes on, and what failed is done later.
 #[test]
 fn a_failed_preparation_is_no_failed_log() {
@@ -415,6 +469,21 @@ fn preparing_a_segment_keeps_its_order() {
     let recycled = [Rename, FlushDirectory, WriteHeader, Flush, Rename, FlushDirectory];
     let steps: Vec<Kind> = disk.completed.iter().copied().filter(|kind| *kind != WriteBlock).collect();
     assert!(steps.windows(6).any(|window| window == recycled), "{steps:?}");
+}
+
+/// The disk of these tests would say so: a segment that is recycled before its turn to be closed is not closed then.
+#[test]
+fn a_segment_that_is_gone_is_not_closed() {
+    let (mut disk, mut log) = started(settings());
+    while log.segments().count() < 2 {
+        log.append(&[1; 5000], 1).unwrap();
+        let write = log.poll_operation().expect("blocks come before all else");
+        disk.submit(write);
+        disk.complete_one(&mut log);
+    }
+    log.release(log.durable_lsn());
+    disk.settle(&mut log);
+    assert_eq!((log.segments().count(), log.segment_counters().recycled), (1, 1));
 }
 
 #[test]

@@ -168,6 +168,7 @@ impl LogThread {
             pending: VecDeque::new(),
             pending_of_run: 0,
             metrics: LogMetrics::default(),
+            wanted_room: 0,
             flush_to: None,
             next_flush: None,
             next_retry: None,
@@ -353,6 +354,8 @@ struct Owner<D> {
     pending: VecDeque<(Lsn, u64)>,
     pending_of_run: u64,
     metrics: LogMetrics,
+    /// Room that was asked for in vain, until it is there.
+    wanted_room: u64,
     /// A flush was asked for when records up to here were on their way.
     flush_to: Option<Lsn>,
     /// Times of CLOCK_MONOTONIC.
@@ -411,9 +414,10 @@ impl<D: LogDisk> Owner<D> {
                 self.log.handle_completion(done.completion);
             }
             Message::WantRoom => {
-                let wish = usize::try_from(self.shared.take_wish()).unwrap_or(usize::MAX / 4);
+                let wish = self.shared.take_wish();
+                self.wanted_room = self.wanted_room.max(wish);
                 // The answer does not matter: asking has the room prepared.
-                let _ = self.log.admission(wish);
+                let _ = self.log.admission(usize::try_from(wish).unwrap_or(usize::MAX / 4));
             }
             Message::Flush => self.flush_to = self.flush_to.max(Some(self.shared.allocated_lsn())),
             Message::SetPolicy(policy) => {
@@ -541,10 +545,17 @@ impl<D: LogDisk> Owner<D> {
                 waiting.into_values().for_each(|waiting| self.forget(waiting.batch));
             }
         } else if !matches!(self.state, LogState::Closed) {
-            let is_low = self.room() < self.shared.image_bytes_max(self.options.block_bytes_max);
-            self.state = match self.log.shortage().filter(|_| is_low) {
-                Some(failure) => LogState::Full(failure),
-                None => LogState::Open,
+            let room = self.room();
+            if room >= self.wanted_room {
+                self.wanted_room = 0;
+            }
+            let is_low =
+                self.wanted_room > 0 || room < self.shared.image_bytes_max(self.options.block_bytes_max);
+            self.state = match (self.log.shortage(), &self.state) {
+                (Some(failure), _) if is_low => LogState::Full(failure),
+                // While it is tried again nothing has changed yet.
+                (None, LogState::Full(failure)) if is_low => LogState::Full(*failure),
+                _ => LogState::Open,
             };
         }
         let durable = self.log.durable_lsn();
@@ -555,7 +566,8 @@ impl<D: LogDisk> Owner<D> {
         self.metrics.segments = self.log.segment_counters();
         self.metrics.waiting_batches = self.waiting.len() as u64;
         self.shared.set_metrics(self.metrics);
-        let (room, is_short) = (self.room(), self.log.shortage().is_some());
+        let is_short = self.log.shortage().is_some() || matches!(self.state, LogState::Full(_));
+        let room = self.room();
         self.shared.publish(durable, room, is_short, &self.state);
         self.shared.give_back(std::mem::take(&mut self.pending_of_run));
         if (room > 0 || self.state != LogState::Open)

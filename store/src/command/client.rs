@@ -160,9 +160,14 @@ pub fn client_kill(call: &mut Call<'_>) {
     }
     let me = !filter.skip_me && filter.matches(call.session);
     let mut killed = usize::from(me);
+    let mut elsewhere = Vec::new();
+    let here = call.engine.fleet.place.index;
     call.engine.for_all(|shard| {
         let others = shard.sessions.iter().filter(|other| !other.left && filter.matches(other));
         let doomed: Vec<ConnectionId> = others.map(|other| other.connection).collect();
+        if !doomed.is_empty() && shard.fleet.place.index != here {
+            elsewhere.push(shard.fleet.place.index);
+        }
         for connection in doomed {
             if let Some(mut session) = shard.sessions.take(connection) {
                 shard.abort(&mut session);
@@ -171,6 +176,10 @@ pub fn client_kill(call: &mut Call<'_>) {
             }
         }
     });
+    // Whoever reads the reply may rely on the connections being at their end, as with one shard.
+    for shard in elsewhere {
+        call.engine.fence(call.session, shard);
+    }
     match (old_form, killed) {
         (true, 0) => reply!(call).error("ERR No such client"),
         (true, _) => reply!(call).ok(),

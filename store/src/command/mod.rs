@@ -328,15 +328,16 @@ pub(crate) fn execute_resolved(
     let mut outcome = Outcome::Done;
     match (gate, command) {
         (Gate::Open, Some(command)) => {
-            let left = if shared.is_sharded && !shared.has_guests() {
-                leave(shared, session, command, &args)
-            } else {
-                None
+            let left = match shared.is_plain || !shared.is_sharded || shared.has_guests() {
+                true => None,
+                false => leave(shared, session, command, &args),
             };
             match left {
                 None => {
                     call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
-                    shared.conclude(session);
+                    if !shared.is_plain {
+                        shared.conclude(session);
+                    }
                 }
                 Some(Outcome::Hopped) => outcome = Outcome::Hopped,
                 Some(waits) => return waits,
@@ -371,6 +372,18 @@ fn leave(
     }
 }
 
+/// Before a handler, where there are other shards or a log.
+#[cold]
+fn prepare(call: &mut Call<'_>) {
+    if call.engine.has_guests() {
+        select_keyspace(call);
+    }
+    if call.command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() {
+        // How many keys there are, say: that shows every write.
+        call.engine.for_all(|shard| shard.keyspace.observe_everything());
+    }
+}
+
 /// With other shards in hand: the keyspace a command is about takes the place of this shard's.
 #[cold]
 fn select_keyspace(call: &mut Call<'_>) {
@@ -393,12 +406,8 @@ fn select_keyspace(call: &mut Call<'_>) {
 pub(crate) fn call(call: &mut Call<'_>) {
     let command = call.command;
     let start = call.session.output.len();
-    if call.engine.has_guests() {
-        select_keyspace(call);
-    }
-    if command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() {
-        // How many keys there are, say: that shows every write.
-        call.engine.for_all(|shard| shard.keyspace.observe_everything());
+    if !call.engine.is_plain {
+        prepare(call);
     }
     if command.is_timed() || call.engine.times_everything {
         let started = call.clock.monotonic();

@@ -55,6 +55,8 @@ pub struct Hop {
     commands: Vec<HopCommand>,
     /// An HTTP request in place of commands.
     request: Option<Box<HopRequest>>,
+    /// Nothing is to be executed; it asks for being there.
+    is_fence: bool,
     /// Commands executed so far.
     executed: usize,
     /// The replies of this visit, and where each ends.
@@ -79,7 +81,7 @@ struct HopCommand {
 
 impl Hop {
     fn len(&self) -> usize {
-        if self.request.is_some() { 1 } else { self.commands.len() }
+        if self.request.is_some() || self.is_fence { 1 } else { self.commands.len() }
     }
 
     /// The commands were executed, but what they answered must not be seen: the connection is to be cut.
@@ -117,6 +119,7 @@ impl Hop {
         self.commands.clear();
         self.ends.clear();
         self.request = None;
+        self.is_fence = false;
         self.peer = None;
         self.executed = 0;
         self.broken = false;
@@ -254,6 +257,15 @@ impl Shared {
         }
     }
 
+    /// What a session's output has from here on waits until a shard that is in hand has been given back and has acted on
+    /// what was done to it.
+    pub(crate) fn fence(&mut self, session: &mut Session, shard: usize) {
+        if let Some(hop) = self.building(session, shard) {
+            hop.is_fence = true;
+            self.dig(session, shard, true);
+        }
+    }
+
     fn building<'s>(&mut self, session: &'s mut Session, shard: usize) -> Option<&'s mut Box<Hop>> {
         let count = self.fleet.place.count;
         let lanes = session.lanes.get_or_insert_default();
@@ -357,6 +369,9 @@ impl Shared {
             hop.ends.push(proxy.output.len());
             hop.executed = 1;
             hop.request = Some(request);
+        } else if hop.is_fence {
+            hop.ends.push(0);
+            hop.executed = 1;
         } else {
             self.execute_hop_commands(&mut hop, &mut proxy, now, clock);
         }
