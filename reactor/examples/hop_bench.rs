@@ -137,7 +137,8 @@ fn serve(
     let mut driver = Clients::new(place, barrier, case);
     // Borrowed, so that what it counted is still here afterwards.
     let company = Company::new(mailbox, stop);
-    shard::run(&mut driver, pipeline, clock, Some(company)).expect("a loop without sockets cannot fail");
+    shard::run(&mut driver, pipeline, clock, Some(company), None)
+        .expect("a loop without sockets cannot fail");
     (driver.answered, driver.cpu)
 }
 
@@ -305,10 +306,10 @@ impl Driver for &mut Clients {
                 }
                 self.sent.push_back((connection, buffer));
             }
-            Operation::FinishSend { connection } | Operation::Close { connection } => {
-                if !self.closed.contains(&connection) {
-                    self.closed.push_back(connection);
-                }
+            Operation::FinishSend { connection } | Operation::Close { connection }
+                if !self.closed.contains(&connection) =>
+            {
+                self.closed.push_back(connection);
             }
             _ => {}
         }

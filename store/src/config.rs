@@ -275,7 +275,9 @@ settings! {
     hop_queue: u32 = "hop-queue", Kind::Integer { min: 1, max: 1_048_576 }, "1024", fixed, "Messages that may be on their way from one shard to another.";
     pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards in order, such as 0 or 0,2-5; empty: one shard is not pinned, several are, each to a core of its own where there are enough.";
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
-    durability: String = "durability", Kind::Choice(&["off"]), "off", fixed, "What an acknowledged write survives; off: a crash takes it.";
+    durability: String = "durability", Kind::Choice(&["always", "everysec", "off"]), "off", fixed, "What an acknowledged write survives; always: everything but the loss of the disk; everysec: the same, but for the last second; off: there is no log.";
+    log_write_mode: String = "log-write-mode", Kind::Choice(&["direct", "dsync", "fdatasync"]), "direct", fixed, "How a block of the log becomes durable: past the page cache, through it, or by a flush behind the write.";
+    recover_to: String = "recover-to", Kind::Text, "", fixed, "Recover to this LSN or RFC 3339 time and leave out for good what is behind it; empty: everything.";
     output_buffer_max: usize = "output-buffer-max", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", mutable, "Bytes of replies one client may leave unread before it is closed.";
     proto_max_bulk_len: u64 = "proto-max-bulk-len", Kind::Memory { min: 1_048_576, max: 1 << 30 }, "512mb", mutable, "The longest argument.";
     client_query_buffer_limit: usize = "client-query-buffer-limit", Kind::Memory { min: 1_048_576, max: 4_000_000_000 }, "1gb", mutable, "Bytes of one client's commands that are not executed yet.";

@@ -20,8 +20,9 @@ use crate::command::{self, Command, Outcome, Pausing, flag};
 use crate::config::Config;
 use crate::eviction::EvictionPolicy;
 use crate::journal::Journal;
-use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions};
+use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions, StoreError};
 use crate::metrics::Metrics;
+use crate::mutation::Mutation;
 use crate::protocol::http;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
@@ -721,6 +722,16 @@ impl Engine {
     /// Everything up to this record of the log is on stable storage.
     pub fn set_durable(&mut self, durable: u64) {
         at_home!(self).set_durable(durable);
+    }
+
+    /// The first record of the log that anybody waits for; see [`Journal::first_awaited`].
+    pub fn first_awaited(&self) -> Option<u64> {
+        self.shared().journal.as_ref().and_then(|journal| journal.first_awaited())
+    }
+
+    /// Applies an effect read from the log, before anything is served.
+    pub fn apply(&mut self, mutation: &Mutation<'_>, now: Now) -> Result<(), StoreError> {
+        at_home!(self).keyspace.apply(mutation, now)
     }
 
     /// From now on writes become records of a log.

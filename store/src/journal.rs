@@ -44,6 +44,8 @@ pub struct Journal {
     wants_flush: bool,
     /// Why writes are refused.
     refusal: Option<String>,
+    /// What is pending will never be durable.
+    failed: bool,
     /// Connections with replies that wait, by LSN.
     waiting: BTreeMap<u64, Vec<ConnectionId>>,
     /// Answers to other shards that wait, by LSN.
@@ -64,6 +66,7 @@ impl Journal {
             record_bytes: 0,
             wants_flush: false,
             refusal: None,
+            failed: false,
             waiting: BTreeMap::new(),
             answers: BTreeMap::new(),
             delivered: Vec::new(),
@@ -93,6 +96,13 @@ impl Journal {
     /// Connections and other shards wait for the log.
     pub fn is_waited_for(&self) -> bool {
         !self.waiting.is_empty() || !self.answers.is_empty()
+    }
+
+    /// The first record that anybody waits for.
+    pub fn first_awaited(&self) -> Option<u64> {
+        let first = |waiting: Option<&u64>| waiting.copied().unwrap_or(u64::MAX);
+        let lsn = first(self.waiting.keys().next()).min(first(self.answers.keys().next()));
+        (lsn != u64::MAX).then_some(lsn)
     }
 }
 
@@ -231,6 +241,10 @@ impl Shared {
             }
             return;
         }
+        if journal.failed {
+            // It depends on what is lost: no answer is better than a wrong one.
+            return self.abort(session);
+        }
         let gates = session.gates.get_or_insert_default();
         if !session.is_gated {
             gates.open = 0;
@@ -247,7 +261,12 @@ impl Shared {
     /// An answer to another shard waits for the record it depends on, or leaves now.
     pub(crate) fn answer_when_durable(&mut self, to: usize, hop: Box<Hop>, lsn: u64) {
         match &mut self.journal {
-            Some(journal) if lsn > journal.durable => journal.answers.entry(lsn).or_default().push((to, hop)),
+            Some(journal) if lsn > journal.durable && !journal.failed => {
+                journal.answers.entry(lsn).or_default().push((to, hop));
+            }
+            Some(journal) if lsn > journal.durable => {
+                self.fleet.outbox.push_back((to, Message::Answer(hop.without_answer())));
+            }
             _ => self.fleet.outbox.push_back((to, Message::Answer(hop))),
         }
     }
@@ -275,6 +294,23 @@ impl Shared {
             }
             if session.closing && !session.is_gated {
                 self.ending.push(connection);
+            }
+        }
+    }
+
+    /// The log has failed: what is pending will never be durable. Whoever waits for it, or comes to look at it, is cut off
+    /// without an answer; everything else goes on.
+    pub fn fail_pending(&mut self) {
+        let Some(journal) = &mut self.journal else { return };
+        journal.failed = true;
+        for (to, hop) in core::mem::take(&mut journal.answers).into_values().flatten() {
+            self.fleet.outbox.push_back((to, Message::Answer(hop.without_answer())));
+        }
+        for connection in core::mem::take(&mut journal.waiting).into_values().flatten() {
+            if let Some(mut session) = self.sessions.take(connection) {
+                self.abort(&mut session);
+                self.settle(&mut session);
+                self.sessions.insert(session);
             }
         }
     }

@@ -130,7 +130,7 @@ mod tests {
             let hash = (random >> 20) % 500;
             pending.insert(hash, lsn);
             model.insert(hash.max(1), lsn);
-            if random % 7 == 0 {
+            if random.is_multiple_of(7) {
                 durable += random % (lsn - durable + 1);
                 pending.settle(durable);
                 model.retain(|_, last| *last > durable);

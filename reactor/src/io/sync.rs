@@ -50,6 +50,11 @@ impl Bell {
         Ok(Bell { event: sys::eventfd()? })
     }
 
+    /// The same bell for another hand.
+    pub fn another(&self) -> io::Result<Bell> {
+        Ok(Bell { event: self.event.try_clone()? })
+    }
+
     /// Wakes the thread, or lets its next wait end at once. One system call.
     pub fn ring(&self) {
         sys::eventfd_raise(self.event.as_fd());

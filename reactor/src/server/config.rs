@@ -5,9 +5,11 @@
 //! given on the command line goes before the file, the file before the defaults.
 
 use crate::io::epoll::EpollOptions;
+use crate::io::log_files::LogWriteMode;
 use crate::io::ring::RingOptions;
 use crate::io::uring::UringOptions;
 use crate::log_tool::{self, LogTool};
+use crate::server::recovery::RecoverTo;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 use std::ffi::OsString;
@@ -16,6 +18,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use store::config::{Config, Kind, SETTINGS, Setting};
+use store::session::Durability;
 use store::shards::SHARDS_MAX;
 use toml::de::{DeTable, DeValue};
 
@@ -300,6 +303,14 @@ pub struct Launch {
     pub shards: usize,
     /// Messages that may be on their way from one shard to another.
     pub hop_queue: usize,
+    /// Where data lies.
+    pub dir: PathBuf,
+    /// What a reply to a write promises.
+    pub durability: Durability,
+    /// How the log reaches the disk.
+    pub log_write_mode: LogWriteMode,
+    /// Where recovery stops.
+    pub recover_to: Option<RecoverTo>,
     /// Switches of the io_uring driver.
     pub uring: UringOptions,
     /// Bounds of the epoll driver.
@@ -321,6 +332,16 @@ impl Launch {
             io: if config.io == "epoll" { Io::Epoll } else { Io::Uring },
             shards: shards(&config.shards, &pin).map_err(|error| format!("shards: {error}"))?,
             hop_queue: config.hop_queue as usize,
+            dir: PathBuf::from(&config.dir),
+            durability: Durability::parse(&config.durability).unwrap_or(Durability::Off),
+            log_write_mode: config
+                .log_write_mode
+                .parse()
+                .map_err(|error| format!("log-write-mode: {error}"))?,
+            recover_to: match config.recover_to.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|error| format!("recover-to: {error}"))?),
+            },
             pin,
             uring: UringOptions {
                 ring: RingOptions {

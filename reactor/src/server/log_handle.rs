@@ -217,7 +217,7 @@ struct Slot {
 /// The state that everybody sees.
 pub struct LogShared {
     durable_lsn: Line<AtomicU64>,
-    next_lsn: Line<AtomicU64>,
+    next_lsn: Arc<AtomicU64>,
     /// Bytes of blocks that shards were promised and that have not been appended yet.
     reserved_bytes: Line<AtomicU64>,
     /// Memory of records submitted that are not durable yet.
@@ -256,7 +256,7 @@ impl LogShared {
         };
         LogShared {
             durable_lsn: Line(AtomicU64::new(next_lsn.previous().0)),
-            next_lsn: Line(AtomicU64::new(next_lsn.0)),
+            next_lsn: Arc::new(AtomicU64::new(next_lsn.0)),
             reserved_bytes: Line::default(),
             pending_bytes: Line::default(),
             room_bytes: Line::default(),
@@ -278,9 +278,14 @@ impl LogShared {
         Lsn(self.durable_lsn.0.load(Ordering::Acquire))
     }
 
+    /// The counter that LSNs are taken from: the next one.
+    pub fn lsns(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.next_lsn)
+    }
+
     /// The last LSN that was given to a record.
     pub fn allocated_lsn(&self) -> Lsn {
-        Lsn(self.next_lsn.0.load(Ordering::Acquire)).previous()
+        Lsn(self.next_lsn.load(Ordering::Acquire)).previous()
     }
 
     /// The history the LSNs belong to.
@@ -462,7 +467,7 @@ impl LogHandle {
     /// shards have behind them waits for that.
     #[inline]
     pub fn allocate(&self, count: u64) -> Lsn {
-        Lsn(self.shared.next_lsn.0.fetch_add(count, Ordering::AcqRel))
+        Lsn(self.shared.next_lsn.fetch_add(count, Ordering::AcqRel))
     }
 
     /// An empty batch for a turn that began at `unix_us`.

@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod event;
+pub mod log_end;
 pub mod log_handle;
 pub mod log_thread;
 pub mod mailbox;

@@ -12,6 +12,7 @@
 use super::event::{ConnectionId, Event, Operation};
 use std::collections::VecDeque;
 use store::engine::{Action, Engine};
+use store::journal::Record;
 use store::session::{Peer, Transport};
 use store::shards::Message;
 use store::time::{Clock, Nanos, Now};
@@ -236,6 +237,34 @@ impl Pipeline {
     #[inline]
     pub fn poll_message(&mut self) -> Option<(usize, Message)> {
         self.engine.poll_message()
+    }
+
+    /// Everything up to this record of the log is durable.
+    #[inline]
+    pub fn set_durable(&mut self, lsn: u64) {
+        self.engine.set_durable(lsn);
+    }
+
+    /// The first record of the log that anybody here waits for.
+    #[inline]
+    pub fn first_awaited(&self) -> Option<u64> {
+        self.engine.first_awaited()
+    }
+
+    /// Writes are refused, with this text, or welcome again.
+    pub fn refuse_writes(&mut self, why: Option<String>) {
+        self.engine.shared_mut().refuse_writes(why);
+    }
+
+    /// The log has failed: who waits for it is cut off.
+    pub fn fail_pending(&mut self) {
+        self.engine.shared_mut().fail_pending();
+    }
+
+    /// What the turn wrote, and whether somebody waits for it who would not have to.
+    #[inline]
+    pub fn take_records(&mut self) -> (Vec<Record>, bool) {
+        self.engine.shared_mut().take_records()
     }
 
     /// All this shard has is with another: until it is back nothing but [`handle_message`](Self::handle_message) may

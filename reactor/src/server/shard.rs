@@ -6,6 +6,7 @@
 //! With several shards a turn also takes what the others sent and sends what they shall hear ([`Company`]). A shard
 //! alone has no company and pays nothing for it.
 
+use super::log_end::LogEnd;
 use super::mailbox::Mailbox;
 use super::pipeline::Pipeline;
 use crate::clock::SystemClock;
@@ -38,11 +39,15 @@ pub fn run<D: Driver>(
     mut pipeline: Pipeline,
     mut clock: SystemClock,
     mut company: Option<Company>,
+    mut log: Option<LogEnd>,
 ) -> io::Result<()> {
     let mut now = clock.tick();
     let mut usage_read = Nanos(0);
     while !pipeline.is_stopped() || !company.as_mut().is_none_or(Company::is_over) {
         let mut timeout = pipeline.poll_timeout(now).map(|left| Duration::from_nanos(left.0));
+        if let Some(log) = &log {
+            timeout = log.before_waiting(&pipeline, timeout);
+        }
         if let Some(company) = &mut company {
             timeout = company.before_waiting(timeout);
         }
@@ -52,8 +57,9 @@ pub fn run<D: Driver>(
             usage_read = now.monotonic;
             copy_usage(pipeline.engine_mut().metrics_mut());
         }
+        let executes = log.as_mut().is_none_or(|log| log.begin_turn(&mut pipeline));
         let mut unchecked = 0;
-        while let Some(event) = driver.next_event() {
+        while executes && let Some(event) = driver.next_event() {
             unchecked += event.weight();
             pipeline.handle(event, now, &clock);
             if unchecked >= BUDGET_CHECK_BYTES {
@@ -67,6 +73,12 @@ pub fn run<D: Driver>(
             company.receive(&mut pipeline, now, &clock)?;
         }
         pipeline.finish_turn(now);
+        if let Some(log) = &mut log {
+            log.end_turn(&mut pipeline, now);
+            if !executes {
+                log.rest();
+            }
+        }
         let stall = pipeline.take_stall();
         if stall.0 > 0 {
             match &mut company {

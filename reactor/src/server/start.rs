@@ -8,8 +8,12 @@
 //! have, all begin. A shard that cannot start so leaves no other behind, and nobody is served by half a server.
 
 use super::config::{Bind, Io, Launch, Settings};
+use super::log_end::LogEnd;
+use super::log_handle::Waker;
+use super::log_thread::{LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
+use super::recovery::{self, RecoveryError, RecoveryOptions};
 use super::shard::{self, Company};
 use super::topology::Topology;
 use crate::clock::SystemClock;
@@ -17,9 +21,12 @@ use crate::cpu::{self, PinError, ThreadCpuTime, ThreadsCpuTime};
 use crate::io::driver::Driver;
 use crate::io::epoll::EpollDriver;
 use crate::io::listener::{ListenError, ListenOptions, Listener};
+use crate::io::log_files::{DirectoryLock, LockError, LogFiles};
 use crate::io::memory::MmapSource;
 use crate::io::probe::{self, RingUnavailable};
 use crate::io::stop::StopSignal;
+use crate::io::sync::Bell;
+use crate::io::sys;
 use crate::io::uring::UringDriver;
 use crate::server::event::Target;
 use std::fmt;
@@ -33,7 +40,9 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
-use store::session::Transport;
+use store::journal::Journal;
+use store::mutation::Mutation;
+use store::session::{Durability, Transport};
 use store::shards::{self, Message, Totals};
 
 /// Starts servers; see [`Server::start`].
@@ -75,6 +84,7 @@ impl Server {
             started => started,
         };
         let started = started?;
+        warnings.extend(started.notes);
         let address = |transport| {
             let mut tcp = started.listeners.iter().filter(|listener| listener.transport == transport);
             tcp.find_map(|listener| match listener.address {
@@ -93,6 +103,7 @@ impl Server {
             cpu: started.cpu,
             shards: launch.shards,
             threads: started.threads,
+            log: started.log,
         })
     }
 }
@@ -115,6 +126,14 @@ pub struct RunningServer {
     cpu: ThreadsCpuTime,
     shards: usize,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    log: Option<DurableLog>,
+}
+
+/// The log of a server, and the lock that makes it the only one.
+#[derive(Debug)]
+struct DurableLog {
+    thread: LogThread,
+    _lock: DirectoryLock,
 }
 
 impl RunningServer {
@@ -130,7 +149,10 @@ impl RunningServer {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        join_all(std::mem::take(&mut self.threads))
+        let served = join_all(std::mem::take(&mut self.threads));
+        // Behind the last reply: what is on its way becomes durable, whoever waits for it.
+        let closed = self.log.take().map_or(Ok(()), |log| log.thread.close().map_err(io::Error::other));
+        served.and(closed)
     }
 
     /// CPU time the shards have used together.
@@ -190,6 +212,10 @@ pub enum StartError {
     Limit(String),
     /// io_uring cannot be had.
     Ring(RingUnavailable),
+    /// Another process works in the directory.
+    Lock(LockError),
+    /// What the log holds cannot be brought back.
+    Recovery(RecoveryError),
     /// An address that cannot be listened on.
     Listen(ListenError),
     /// The kernel refused something else.
@@ -202,6 +228,8 @@ impl fmt::Display for StartError {
             Self::Setting(text) | Self::Limit(text) => f.write_str(text),
             Self::Pin(error) => error.fmt(f),
             Self::Ring(error) => error.fmt(f),
+            Self::Lock(error) => error.fmt(f),
+            Self::Recovery(error) => error.fmt(f),
             Self::Listen(error) => error.fmt(f),
             Self::System(error) => error.fmt(f),
         }
@@ -239,6 +267,8 @@ impl Place {
 /// What has been started.
 struct Started {
     listeners: Vec<Place>,
+    log: Option<DurableLog>,
+    notes: Vec<String>,
     cpu: ThreadsCpuTime,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
@@ -272,14 +302,20 @@ fn start_shards(
     let listeners = deal_listeners(launch, listeners).map_err(StartError::Listen)?;
     let mut starting = Starting { threads: Vec::new(), reports: Vec::new(), begin: Vec::new() };
     // Where a shard does not start, dropping this ends the others.
+    let mut log = None;
+    let mut notes = Vec::new();
     let begun = (|| {
-        for plan in plans(launch, topology, config, listeners, stop)? {
+        let mut plans = plans(launch, topology, config, listeners, stop)?;
+        if launch.durability != Durability::Off {
+            log = Some(open_log(launch, &mut plans, &mut notes)?);
+        }
+        for plan in plans {
             starting.spawn(plan)?;
         }
         starting.await_all()
     })();
     match begun {
-        Ok(cpu) => Ok(Started { listeners: places, cpu, threads: starting.begin() }),
+        Ok(cpu) => Ok(Started { listeners: places, log, notes, cpu, threads: starting.begin() }),
         Err(error) => {
             starting.abandon();
             Err(error)
@@ -311,22 +347,79 @@ fn plans(
         if let Some(mailbox) = mailbox.as_mut().filter(|_| topology.crowded) {
             mailbox.shares_its_core();
         }
+        let place = shards::Place { index, count };
+        // One name and one way of hashing for the whole server; choices are each shard's own.
+        let seeds = Seeds { random: random()?, ..common };
+        // Made here and not on the pinned thread, whose core its helper must not share.
+        let memory = Box::new(MmapSource::with_helper_on(topology.helper_core()));
+        let now = SystemClock::new().now();
         plans.push(Plan {
             launch: launch.clone(),
-            config: config.clone(),
-            place: shards::Place { index, count },
+            engine: Engine::with_place(config.clone(), seeds, memory, now, place, totals.clone()),
+            log: None,
+            place,
             core: topology.cores[index],
-            totals: totals.clone(),
             mailbox,
             listeners,
             stop: stop.clone(),
-            // One name and one way of hashing for the whole server; choices are each shard's own.
-            seeds: Seeds { random: random()?, ..common },
-            // Made here and not on the pinned thread, whose core its helper must not share.
-            memory: MmapSource::with_helper_on(topology.helper_core()),
         });
     }
     Ok(plans)
+}
+
+/// Brings back what the log holds, and lets every shard's writes go on in it.
+fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Result<DurableLog, StartError> {
+    let lock = DirectoryLock::take(&launch.dir).map_err(StartError::Lock)?;
+    let now = SystemClock::new().now();
+    let mut options = RecoveryOptions::new(random()?);
+    options.to = launch.recover_to;
+    let mut report = |line: &str| eprintln!("millrace: {line}");
+    let recovered = recovery::recover(&launch.dir, options, &mut report, |lsn, _, record| {
+        apply(plans, record, now).map_err(|why| format!("the record with LSN {lsn}: {why}"))
+    })
+    .map_err(StartError::Recovery)?;
+    notes.extend(recovered.line());
+    notes.extend(recovered.cut());
+    let mut wakers: Vec<Waker> = Vec::new();
+    let mut bells = Vec::new();
+    for plan in plans.iter() {
+        let bell = match &plan.mailbox {
+            Some(mailbox) => mailbox.bell().another(),
+            None => Bell::new(),
+        };
+        let bell = Arc::new(bell.map_err(StartError::System)?);
+        bells.push(Arc::clone(&bell));
+        wakers.push(Box::new(move || sys::eventfd_raise(bell.as_fd())));
+    }
+    let options = LogOptions {
+        policy: match launch.durability {
+            Durability::Always => wal::settings::FlushPolicy::EveryBlock,
+            _ => wal::settings::FlushPolicy::OnRequest,
+        },
+        write_mode: launch.log_write_mode,
+        ..LogOptions::default()
+    };
+    let files = LogFiles::new(&launch.dir, launch.log_write_mode);
+    let (thread, handles) =
+        LogThread::start(files, &recovered.start, options, wakers).map_err(StartError::System)?;
+    for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
+        plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
+        plan.log = Some(LogEnd::new(handle, bell));
+    }
+    Ok(DurableLog { thread, _lock: lock })
+}
+
+/// Applies one record: each effect on the shard that has its key now, whatever shards there were when it was written.
+fn apply(plans: &mut [Plan], record: &[u8], now: store::time::Now) -> Result<(), String> {
+    let mut rest = record;
+    while !rest.is_empty() {
+        let mutation = Mutation::decode(&mut rest).map_err(|error| error.to_string())?;
+        let only = mutation.key().map(|key| plans[0].place.shard_of(key));
+        for plan in plans.iter_mut().filter(|plan| only.is_none_or(|shard| shard == plan.place.index)) {
+            plan.engine.apply(&mutation, now).map_err(|error| format!("no room for it: {error:?}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Threads that make their rings and wait for the word to serve.
@@ -415,20 +508,18 @@ fn join_all(threads: Vec<JoinHandle<io::Result<()>>>) -> io::Result<()> {
 /// What a shard's thread takes with it.
 struct Plan {
     launch: Launch,
-    config: Config,
     place: shards::Place,
     core: Option<usize>,
-    totals: Arc<Totals>,
+    engine: Engine,
+    log: Option<LogEnd>,
     mailbox: Option<Mailbox<Message>>,
     listeners: Vec<Listener>,
     stop: StopSignal,
-    seeds: Seeds,
-    memory: MmapSource,
 }
 
 /// The whole life of a shard's thread.
 fn serve(plan: Plan, word: &Word) -> io::Result<()> {
-    let Plan { launch, config, place, core, totals, mailbox, listeners, stop, seeds, memory } = plan;
+    let Plan { launch, place: _, core, mut engine, log, mailbox, listeners, stop } = plan;
     let prepare = || {
         if let Some(core) = core {
             cpu::pin_to(core).map_err(StartError::Pin)?;
@@ -441,18 +532,17 @@ fn serve(plan: Plan, word: &Word) -> io::Result<()> {
     };
     let clock = SystemClock::new();
     let roles = listeners.iter().map(|listener| Place::of(listener).role()).collect();
-    let mut engine = Engine::with_place(config, seeds, Box::new(memory), clock.now(), place, totals);
     engine.shared_mut().process_id = std::process::id();
     let pipeline = Pipeline::new(engine, roles);
     let company = mailbox.map(|mailbox| Company::new(mailbox, stop.clone()));
     // The ring belongs to the thread that makes it, so the driver is made here.
     let result = match launch.io {
         Io::Uring => match UringDriver::new(listeners, launch.uring, stop) {
-            Ok(driver) => run(driver, pipeline, clock, company, &cpu, word),
+            Ok(driver) => run(driver, pipeline, clock, company, log, &cpu, word),
             Err(error) => word.refuse(StartError::Ring(probe::explain(&error, &launch.uring))),
         },
         Io::Epoll => match EpollDriver::new(listeners, launch.epoll, stop) {
-            Ok(driver) => run(driver, pipeline, clock, company, &cpu, word),
+            Ok(driver) => run(driver, pipeline, clock, company, log, &cpu, word),
             Err(error) => word.refuse(StartError::System(error)),
         },
     };
@@ -465,17 +555,19 @@ fn run<D: Driver>(
     pipeline: Pipeline,
     clock: SystemClock,
     company: Option<Company>,
+    log: Option<LogEnd>,
     cpu: &ThreadCpuTime,
     word: &Word,
 ) -> io::Result<()> {
-    if let Some(company) = &company {
-        let watched = company.bell().as_fd().try_clone_to_owned().and_then(|waker| driver.watch(waker));
+    let bell = company.as_ref().map(Company::bell).or_else(|| log.as_ref().map(LogEnd::bell));
+    if let Some(bell) = bell {
+        let watched = bell.as_fd().try_clone_to_owned().and_then(|waker| driver.watch(waker));
         if let Err(error) = watched {
             return word.refuse(StartError::System(error));
         }
     }
     match word.is_given(cpu) {
-        true => shard::run(driver, pipeline, clock, company),
+        true => shard::run(driver, pipeline, clock, company, log),
         false => Ok(()),
     }
 }

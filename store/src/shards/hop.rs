@@ -84,6 +84,14 @@ impl Hop {
         if self.request.is_some() || self.is_fence { 1 } else { self.commands.len() }
     }
 
+    /// The commands were executed, but what they answered must not be seen: the connection is to be cut.
+    pub(crate) fn without_answer(mut self: Box<Self>) -> Box<Self> {
+        self.broken = true;
+        self.output.clear();
+        self.ends.clear();
+        self
+    }
+
     fn is_full(&self) -> bool {
         self.commands.len() >= COMMANDS_MAX || self.bytes.len() >= BYTES_MAX
     }

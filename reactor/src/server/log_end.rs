@@ -1,0 +1,108 @@
+//! A shard's end of the log: what it executed goes out, what became durable comes in.
+//!
+//! Before a turn the shard learns what is durable, and asks for room for what the turn may write; after it the turn's
+//! records are handed over. Nothing here waits for the disk. A shard that has nothing to do but wait for the log sleeps like
+//! any other: the log's thread rings its bell.
+
+use super::log_handle::{LogHandle, LogState, Refusal};
+use super::pipeline::Pipeline;
+use crate::io::sync::Bell;
+use std::sync::Arc;
+use std::time::Duration;
+use store::time::Now;
+use wal::lsn::Lsn;
+
+/// Bytes of records that a turn may write without having asked for more: about what it can receive.
+const WINDOW: usize = 1 << 20;
+/// How long a shard rests that has executed more than the log can take, unless the log has room before.
+const REST: Duration = Duration::from_millis(1);
+
+/// See the module.
+#[derive(Debug)]
+pub struct LogEnd {
+    handle: LogHandle,
+    bell: Arc<Bell>,
+    /// The pipeline knows that everything up to here is durable.
+    told: Lsn,
+    /// Writes are refused, for this reason.
+    refused: Option<Refusal>,
+    /// The pipeline knows that the log has failed.
+    has_failed: bool,
+}
+
+impl LogEnd {
+    /// With the handle of this shard; `bell` is what its waker rings.
+    pub fn new(handle: LogHandle, bell: Arc<Bell>) -> LogEnd {
+        let told = handle.durable_lsn();
+        LogEnd { handle, bell, told, refused: None, has_failed: false }
+    }
+
+    /// Rings when something has become durable that this shard waits for.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// How long the driver may wait, now that the log knows what for.
+    pub fn before_waiting(&self, pipeline: &Pipeline, timeout: Option<Duration>) -> Option<Duration> {
+        if timeout == Some(Duration::ZERO) {
+            return timeout;
+        }
+        if self.refused.is_some() {
+            self.handle.wait_for_room();
+        }
+        match pipeline.first_awaited() {
+            Some(lsn) if !self.has_failed && !self.handle.wait_for(Lsn(lsn)) => Some(Duration::ZERO),
+            _ => timeout,
+        }
+    }
+
+    /// Releases what has become durable. `false`: nothing may be executed in this turn, the log has enough to do.
+    pub fn begin_turn(&mut self, pipeline: &mut Pipeline) -> bool {
+        let durable = self.handle.durable_lsn();
+        if durable > self.told {
+            self.told = durable;
+            pipeline.set_durable(durable.0);
+        }
+        match self.handle.admit(WINDOW) {
+            Ok(()) => {
+                if self.refused.take().is_some() {
+                    pipeline.refuse_writes(None);
+                }
+                true
+            }
+            Err(Refusal::Busy) => false,
+            Err(refusal) => {
+                if self.refused != Some(refusal) {
+                    self.refused = Some(refusal);
+                    pipeline.refuse_writes(Some(self.handle.shared().state().to_string()));
+                }
+                if !self.has_failed && matches!(self.handle.shared().state(), LogState::Failed(_)) {
+                    self.has_failed = true;
+                    pipeline.fail_pending();
+                }
+                true
+            }
+        }
+    }
+
+    /// Stands back for the log, a moment.
+    pub fn rest(&self) {
+        self.handle.wait_for_room();
+        self.bell.wait(Some(REST));
+    }
+
+    /// Hands over what the turn wrote.
+    pub fn end_turn(&mut self, pipeline: &mut Pipeline, now: Now) {
+        let (records, wants_flush) = pipeline.take_records();
+        if !records.is_empty() {
+            let mut batch = self.handle.batch(now.unix_us);
+            for record in &records {
+                batch.push(Lsn(record.lsn), &record.effects);
+            }
+            self.handle.submit(batch);
+        }
+        if wants_flush {
+            self.handle.request_flush();
+        }
+    }
+}
