@@ -25,6 +25,7 @@ const TESTS: &[(&str, Test)] = &[
     ("redis_with_its_log_flushed_loses_nothing", redis_with_its_log_flushed_loses_nothing),
     ("redis_without_a_log_loses", redis_without_a_log_loses),
     ("millrace_without_durability_loses", millrace_without_durability_loses),
+    ("millrace_with_durability_loses_nothing", millrace_with_durability_loses_nothing),
     ("an_honest_server_passes_and_the_report_adds_up", an_honest_server_passes_and_the_report_adds_up),
     ("the_same_seed_kills_at_the_same_moments", the_same_seed_kills_at_the_same_moments),
     ("a_forgetful_server_has_lost", a_forgetful_server_has_lost),
@@ -269,6 +270,23 @@ fn millrace_without_durability_loses() -> Result<(), Skipped> {
         ran.failed_with("LOST");
         assert_eq!((ran.total("phantom"), ran.total("wrong_replies")), (0, 0), "{io}: {}", ran.stdout);
         assert_eq!((ran.total("cycles"), ran.total("refused")), (3, 0), "{io}: {}", ran.stdout);
+    }
+    Ok(())
+}
+
+/// Fifty SIGKILLs, over both drivers, one shard and two, RESP and HTTP.
+fn millrace_with_durability_loses_nothing() -> Result<(), Skipped> {
+    let program = millrace();
+    for (io, shards, cycles) in
+        [("io_uring", "1", "15"), ("io_uring", "2", "10"), ("epoll", "1", "15"), ("epoll", "2", "10")]
+    {
+        let line = format!(
+            "\"{}\" --bind 127.0.0.1 --port 0 --http-port 0 --dir {{dir}} --durability always --io {io} --shards {shards}",
+            program.display()
+        );
+        let ran = audit(&["--start", &line, "--http", "ready", "--cycles", cycles, "--acks", "2000"]);
+        ran.passed();
+        assert_eq!((ran.total("lost"), ran.total("phantom"), ran.total("wrong_replies")), (0, 0, 0));
     }
     Ok(())
 }

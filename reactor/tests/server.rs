@@ -402,7 +402,7 @@ fn wrong_usage_is_told_and_ends_with_code_2() {
         (&["--shards", "1", "--pin", "0,1"], "2 cores for 1 shard"),
         (&["--hop-queue", "0"], "--hop-queue"),
         (&["topology", "--shards", "0"], "0 shards"),
-        (&["--durability", "always"], "--durability"),
+        (&["--durability", "sometimes"], "--durability"),
         (&["--pin", "first"], "pin"),
         (&["--bind", "localhost.example"], "is no IP address"),
         (&["--bind", ""], "nothing would listen"),

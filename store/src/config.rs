@@ -277,6 +277,7 @@ settings! {
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
     durability: String = "durability", Kind::Choice(&["always", "everysec", "off"]), "off", fixed, "What an acknowledged write survives; always: everything but the loss of the disk; everysec: the same, but for the last second; off: there is no log.";
     log_write_mode: String = "log-write-mode", Kind::Choice(&["direct", "dsync", "fdatasync"]), "direct", fixed, "How a block of the log becomes durable: past the page cache, through it, or by a flush behind the write.";
+    log_segment_size: u64 = "log-segment-size", Kind::Memory { min: 1 << 20, max: 1 << 30 }, "64mb", fixed, "Bytes of one file of the log.";
     recover_to: String = "recover-to", Kind::Text, "", fixed, "Recover to this LSN or RFC 3339 time and leave out for good what is behind it; empty: everything.";
     output_buffer_max: usize = "output-buffer-max", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", mutable, "Bytes of replies one client may leave unread before it is closed.";
     proto_max_bulk_len: u64 = "proto-max-bulk-len", Kind::Memory { min: 1_048_576, max: 1 << 30 }, "512mb", mutable, "The longest argument.";

@@ -309,6 +309,8 @@ pub struct Launch {
     pub durability: Durability,
     /// How the log reaches the disk.
     pub log_write_mode: LogWriteMode,
+    /// Bytes of one of its files.
+    pub log_segment_bytes: u64,
     /// Where recovery stops.
     pub recover_to: Option<RecoverTo>,
     /// Switches of the io_uring driver.
@@ -338,6 +340,8 @@ impl Launch {
                 .log_write_mode
                 .parse()
                 .map_err(|error| format!("log-write-mode: {error}"))?,
+            // Whole pages, as the log wants them.
+            log_segment_bytes: config.log_segment_size.next_multiple_of(4096),
             recover_to: match config.recover_to.as_str() {
                 "" => None,
                 text => Some(text.parse().map_err(|error| format!("recover-to: {error}"))?),

@@ -74,7 +74,7 @@ impl LogEnd {
             Err(refusal) => {
                 if self.refused != Some(refusal) {
                     self.refused = Some(refusal);
-                    pipeline.refuse_writes(Some(self.handle.shared().state().to_string()));
+                    pipeline.refuse_writes(Some(self.reason()));
                 }
                 if !self.has_failed && matches!(self.handle.shared().state(), LogState::Failed(_)) {
                     self.has_failed = true;
@@ -82,6 +82,17 @@ impl LogEnd {
                 }
                 true
             }
+        }
+    }
+
+    /// Why writes are refused, in words for a client.
+    fn reason(&self) -> String {
+        match self.handle.shared().state() {
+            // What is left is not enough for a turn.
+            LogState::Open => {
+                "no room for the log: ENOSPC: no space left on device; free space on its disk".to_string()
+            }
+            state => state.to_string(),
         }
     }
 

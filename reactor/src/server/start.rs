@@ -397,6 +397,7 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
             _ => wal::settings::FlushPolicy::OnRequest,
         },
         write_mode: launch.log_write_mode,
+        segment_bytes: launch.log_segment_bytes,
         ..LogOptions::default()
     };
     let files = LogFiles::new(&launch.dir, launch.log_write_mode);

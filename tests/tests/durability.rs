@@ -1,0 +1,392 @@
+//! The server on a disk whose power is cut: what was acknowledged is there afterwards, and what anybody was shown.
+//!
+//! SIGKILL proves nothing about flushing. Here the disk forgets what was not flushed, tears and reorders it; fails writes
+//! and flushes; fills up. Every client owns its keys and counts in them, and remembers the last count that was
+//! acknowledged, the last that it sent, and the highest that it was shown: after the restart each key must lie between.
+//!
+//! Each test prints its seed; `MILLRACE_SEED` repeats it, `MILLRACE_CUTS` makes the first one longer. Without root,
+//! /dev/fuse, loop devices or mkfs.ext4 the tests are skipped and say so.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tests::oracle::target::millrace_binary;
+use tests::power_cut::{CutStyle, Options, PowerCutDisk};
+use tests::random::{self, Random};
+use tests::runner::{self, Skipped};
+
+type Outcome = Result<(), Skipped>;
+
+const CLIENTS: usize = 6;
+const KEYS: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(30);
+const EIO: i32 = 5;
+
+fn main() -> ExitCode {
+    runner::main(&[
+        ("a_hundred_power_cuts_lose_nothing", a_hundred_power_cuts_lose_nothing),
+        ("a_disk_that_lies_loses", a_disk_that_lies_loses),
+        ("a_failed_flush_is_never_acknowledged", a_failed_flush_is_never_acknowledged),
+        ("a_full_disk_refuses_writes_and_serves_reads", a_full_disk_refuses_writes_and_serves_reads),
+    ])
+}
+
+/// What is known of one key.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    sent: u64,
+    acknowledged: u64,
+    shown: u64,
+}
+
+type Ledger = Arc<Vec<Mutex<[Known; KEYS]>>>;
+
+fn a_hundred_power_cuts_lose_nothing() -> Outcome {
+    let seed = random::seed();
+    println!("a_hundred_power_cuts_lose_nothing: MILLRACE_SEED={seed}");
+    let cuts =
+        std::env::var("MILLRACE_CUTS").map_or(100, |text| text.parse().expect("MILLRACE_CUTS is a number"));
+    let mut disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
+    let ledger = ledger();
+    let mut random = Random::new(seed);
+    let (mut acknowledged, mut shown, mut torn) = (0, 0, 0);
+    for cut in 0..cuts {
+        let io = if cut % 2 == 0 { "io_uring" } else { "epoll" };
+        let shards = if cut % 4 < 2 { "1" } else { "2" };
+        let mode = ["direct", "dsync", "fdatasync"][cut % 3];
+        // Nothing lets old segments go yet: small ones, or a hundred starts would fill the disk.
+        let arguments =
+            ["--io", io, "--shards", shards, "--log-write-mode", mode, "--log-segment-size", "1mb"];
+        let mut server = Server::start(disk.mount_point(), &arguments);
+        verify(&server, &ledger, &format!("cut {cut}, seed {seed}")).expect("nothing lost, nothing invented");
+        let load = Load::start(&server, &ledger, random.next_u64());
+        load.wait_for(100 + random.below(600));
+        let style = [CutStyle::LoseAll, CutStyle::KeepSomeWrites, CutStyle::KeepSomeSectors][random.below(3)];
+        let fate = disk.cut(style, random.next_u64());
+        torn += usize::from(fate.dropped > 0);
+        server.kill();
+        let (acks, looks) = load.end();
+        acknowledged += acks;
+        shown += looks;
+        disk.heal().expect("power comes back");
+    }
+    let server = Server::start(disk.mount_point(), &[]);
+    verify(&server, &ledger, &format!("the end, seed {seed}")).expect("nothing lost, nothing invented");
+    println!(
+        "{cuts} cuts, {torn} of them with writes under way; {acknowledged} writes acknowledged, {shown} values shown"
+    );
+    assert!(
+        acknowledged > 50 * cuts as u64 && shown > cuts as u64 && torn * 10 > cuts,
+        "the test did its work"
+    );
+    Ok(())
+}
+
+/// The negative control: where flushing does nothing the same test must find losses.
+fn a_disk_that_lies_loses() -> Outcome {
+    let seed = random::seed();
+    println!("a_disk_that_lies_loses: MILLRACE_SEED={seed}");
+    let mut random = Random::new(seed);
+    for _ in 0..10 {
+        let mut disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
+        let ledger = ledger();
+        let mut server = Server::start(disk.mount_point(), &[]);
+        disk.honour_flushes(false);
+        let load = Load::start(&server, &ledger, random.next_u64());
+        load.wait_for(500);
+        disk.cut(CutStyle::LoseAll, random.next_u64());
+        server.kill();
+        load.end();
+        disk.honour_flushes(true);
+        disk.heal().expect("power comes back");
+        // It may also find that what was durable is gone, and refuse to start.
+        match Server::try_start(disk.mount_point(), &[]) {
+            Err(refusal) => {
+                println!("refused: {}", refusal.trim());
+                return Ok(());
+            }
+            Ok(server) => {
+                if let Err(lost) = verify(&server, &ledger, "a lying disk") {
+                    println!("found: {lost}");
+                    return Ok(());
+                }
+            }
+        }
+    }
+    panic!("ten power cuts on a disk that flushes nothing, and nothing was lost: the test cannot see losses");
+}
+
+/// Guarantee 4: nothing is acknowledged after it, reads of what is durable go on, and a restart finds exactly that.
+fn a_failed_flush_is_never_acknowledged() -> Outcome {
+    for io in ["io_uring", "epoll"] {
+        let disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
+        let mut server = Server::start(disk.mount_point(), &["--io", io, "--shards", "2"]);
+        let mut client = server.client();
+        assert_eq!(client.ask("SET durable 1"), Ok("+OK".into()));
+        disk.fail_flushes(EIO);
+        disk.fail_writes(EIO);
+        let unlucky = server.client().ask("SET doomed 1");
+        assert!(unlucky.is_err(), "a write whose flush failed was answered with {unlucky:?}");
+        let refused = client.ask("SET later 1").expect("an answer");
+        assert!(
+            refused.starts_with("-MISCONF") && refused.contains("EIO") && refused.contains("log-"),
+            "{refused}"
+        );
+        assert_eq!(client.ask("GET durable"), Ok("1".into()));
+        assert_eq!(client.ask("GET nothing"), Ok("".into()));
+        let peeked = server.client().ask("GET doomed");
+        assert!(peeked.is_err(), "what will never be durable was shown: {peeked:?}");
+        disk.stop_failing();
+        let refused = client.ask("SET later 1").expect("an answer");
+        assert!(refused.starts_with("-MISCONF"), "a failed log does not heal by itself: {refused}");
+        server.kill();
+        let server = Server::start(disk.mount_point(), &["--io", io]);
+        assert_eq!(server.client().ask("MGET durable later"), Ok("*2".into()));
+        assert_eq!(server.client().ask("GET durable"), Ok("1".into()));
+        assert_eq!(server.client().ask("SET later 2"), Ok("+OK".into()));
+    }
+    Ok(())
+}
+
+/// Guarantee 4: found before a write is executed; reads go on; service resumes by itself.
+fn a_full_disk_refuses_writes_and_serves_reads() -> Outcome {
+    // Room for a few segments of 64 MiB and no more.
+    let disk = PowerCutDisk::new(Options { size: 256 << 20, ..Options::default() })?;
+    let server = Server::start(disk.mount_point(), &[]);
+    let mut client = server.client();
+    let value = "v".repeat(1 << 20);
+    let begun = Instant::now();
+    let mut stored = 0;
+    let refusal = loop {
+        let key = format!("key{stored:03}");
+        client
+            .send(&format!("*3\r\n$3\r\nSET\r\n$6\r\n{key}\r\n${}\r\n{value}\r\n", value.len()))
+            .expect("taken");
+        let answer = client.reply().expect("an answer");
+        if answer != "+OK" {
+            break answer;
+        }
+        stored += 1;
+        assert!(stored < 300 && begun.elapsed() < PATIENCE, "{stored} MiB went into a disk of 256");
+    };
+    assert!(refusal.starts_with("-MISCONF") && refusal.contains("ENOSPC"), "{refusal}");
+    assert!(stored > 50, "full after {stored} MiB of 256");
+    assert_eq!(client.ask("STRLEN key000"), Ok(format!(":{}", 1 << 20)));
+    // Nothing is deleted by itself while there are no snapshots: room comes from elsewhere.
+    let mut stopped = server;
+    stopped.kill();
+    let server = Server::start(disk.mount_point(), &[]);
+    let mut client = server.client();
+    assert_eq!(client.ask("DBSIZE"), Ok(format!(":{stored}")));
+    Ok(())
+}
+
+fn ledger() -> Ledger {
+    Arc::new((0..CLIENTS).map(|_| Mutex::new([Known::default(); KEYS])).collect())
+}
+
+/// Every key must hold at least what was acknowledged and shown, and at most what was sent; what it holds is known then.
+fn verify(server: &Server, ledger: &Ledger, when: &str) -> Result<(), String> {
+    let mut client = server.client();
+    for (owner, keys) in ledger.iter().enumerate() {
+        for (at, known) in keys.lock().expect("no panic").iter_mut().enumerate() {
+            let text = client.ask(&format!("GET c{owner}:{at}")).expect("an answer");
+            let found: u64 = if text.is_empty() { 0 } else { text.parse().expect("a count") };
+            if found < known.acknowledged || found < known.shown {
+                return Err(format!("{when}: c{owner}:{at} is {found}, LOST: {known:?}"));
+            }
+            if found > known.sent {
+                return Err(format!("{when}: c{owner}:{at} is {found}, PHANTOM: {known:?}"));
+            }
+            *known = Known { acknowledged: found, shown: found, ..*known };
+        }
+    }
+    Ok(())
+}
+
+/// Clients that write and look until the server goes away.
+struct Load {
+    threads: Vec<JoinHandle<(u64, u64)>>,
+    acknowledgements: std::sync::mpsc::Receiver<usize>,
+}
+
+impl Load {
+    fn start(server: &Server, ledger: &Ledger, seed: u64) -> Load {
+        let (told, acknowledgements) = channel();
+        let threads = (0..CLIENTS)
+            .map(|owner| {
+                let (ledger, told) = (ledger.clone(), told.clone());
+                let client = server.client();
+                std::thread::spawn(move || {
+                    work(client, owner, &ledger, &told, Random::new(seed ^ owner as u64))
+                })
+            })
+            .collect();
+        Load { threads, acknowledgements }
+    }
+
+    fn wait_for(&self, wanted: usize) {
+        let mut count = 0;
+        while count < wanted {
+            count += self.acknowledgements.recv_timeout(PATIENCE).expect("the server acknowledges writes");
+        }
+    }
+
+    fn end(self) -> (u64, u64) {
+        drop(self.acknowledgements);
+        let ended =
+            self.threads.into_iter().map(|thread| thread.join().expect("a client that does not panic"));
+        ended.fold((0, 0), |(acks, looks), (more, others)| (acks + more, looks + others))
+    }
+}
+
+fn work(
+    mut client: Client,
+    owner: usize,
+    ledger: &Ledger,
+    told: &Sender<usize>,
+    mut random: Random,
+) -> (u64, u64) {
+    let (mut acknowledged, mut shown) = (0, 0);
+    loop {
+        // A few increments in one go: each becomes a record of its own.
+        let batch: Vec<usize> = (0..=random.below(4)).map(|_| random.below(KEYS)).collect();
+        let counts: Vec<u64> = {
+            let mut keys = ledger[owner].lock().expect("no panic");
+            let next = |at: &usize| {
+                keys[*at].sent += 1;
+                keys[*at].sent
+            };
+            batch.iter().map(next).collect()
+        };
+        let commands = batch.iter().zip(&counts).map(|(at, count)| format!("SET c{owner}:{at} {count}\r\n"));
+        if client.send(&commands.collect::<String>()).is_err() {
+            return (acknowledged, shown);
+        }
+        for (&at, &count) in batch.iter().zip(&counts) {
+            match client.reply() {
+                Ok(text) if text == "+OK" => {
+                    ledger[owner].lock().expect("no panic")[at].acknowledged = count;
+                    acknowledged += 1;
+                    let _ = told.send(1);
+                }
+                // Refused, or cut off: whether it was done is not known.
+                Ok(_) => {}
+                Err(_) => return (acknowledged, shown),
+            }
+        }
+        // Somebody else's key: what is seen there must stay.
+        let (other, at) = (random.below(CLIENTS), random.below(KEYS));
+        match client.ask(&format!("GET c{other}:{at}")) {
+            Err(_) => return (acknowledged, shown),
+            Ok(text) => {
+                if let Ok(count) = text.parse::<u64>() {
+                    let mut keys = ledger[other].lock().expect("no panic");
+                    keys[at].shown = keys[at].shown.max(count);
+                    shown += 1;
+                }
+            }
+        }
+    }
+}
+
+/// A server process with its data on the disk.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(directory: &Path, arguments: &[&str]) -> Server {
+        Server::try_start(directory, arguments)
+            .unwrap_or_else(|refusal| panic!("the server did not start: {refusal}"))
+    }
+
+    /// `Err`: what it said instead of serving.
+    fn try_start(directory: &Path, arguments: &[&str]) -> Result<Server, String> {
+        static BINARY: OnceLock<PathBuf> = OnceLock::new();
+        let binary = BINARY.get_or_init(|| millrace_binary().expect("the server's binary"));
+        let mut child = Command::new(binary)
+            .args(["--port", "0", "--http", "no", "--durability", "always"])
+            .arg("--dir")
+            .arg(directory.join("data"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a process");
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        output.read_line(&mut line).expect("a line");
+        let address = line.split_whitespace().find_map(|word| word.strip_prefix("resp=")).map(str::to_owned);
+        let mut errors = child.stderr.take().expect("stderr is piped");
+        match address {
+            Some(address) => {
+                // Somebody must go on reading, or a talkative server would block on a full pipe.
+                std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::stderr()));
+                Ok(Server { child, address })
+            }
+            None => {
+                let mut text = String::new();
+                let _ = errors.read_to_string(&mut text);
+                let _ = child.wait();
+                Err(text)
+            }
+        }
+    }
+
+    fn client(&self) -> Client {
+        let stream = TcpStream::connect(&self.address).expect("the server accepts");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        stream.set_nodelay(true).expect("no delay");
+        Client(BufReader::new(stream))
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A connection; replies as text, a bulk string without its header.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn send(&mut self, commands: &str) -> std::io::Result<()> {
+        self.0.get_mut().write_all(commands.as_bytes())
+    }
+
+    fn ask(&mut self, command: &str) -> Result<String, String> {
+        self.send(&format!("{command}\r\n")).map_err(|error| error.to_string())?;
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line) {
+            Ok(0) => return Err("the connection ended".into()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let line = line.trim_end();
+        let Some(length) = line.strip_prefix('$') else { return Ok(line.into()) };
+        let Ok(length) = length.parse::<usize>() else { return Ok(String::new()) };
+        let mut bytes = vec![0; length + 2];
+        self.0.read_exact(&mut bytes).map_err(|error| error.to_string())?;
+        bytes.truncate(length);
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
