@@ -257,7 +257,7 @@ fn verify(directory: &Path, out: &mut impl Write) -> Result<(), ToolError> {
             writeln!(out, "end: {end}")?;
             writeln!(out, "epoch: {}, from LSN {}", end.epoch, end.epoch_first_lsn)?;
             if end.is_torn() {
-                writeln!(out, "torn tail: the next start cuts it; nobody was told that it was durable")?;
+                writeln!(out, "torn tail: the next start cuts it; no later block says that it was durable")?;
             }
             if span.malformed > 0 {
                 return Err(ToolError::Text(String::from("the log holds records that cannot be applied")));

@@ -660,3 +660,36 @@ fn what_prevents_an_embedded_start_is_returned() {
     let settings = Settings { config: Config { io: "epoll".into(), ..free_ports() }, io_chosen: true };
     assert_eq!(Server::start(settings).unwrap().io, Io::Epoll);
 }
+
+/// A supervisor that restarts a server with the same words must not throw away what was written since the first time.
+#[test]
+fn recovering_to_a_place_twice_is_refused() {
+    let scratch = Scratch::new("recover-twice");
+    let dir = scratch.path("data");
+    let durable = |more: &[&str]| {
+        let mut arguments = vec!["--http", "no", "--durability", "always", "--dir", &dir];
+        arguments.extend_from_slice(more);
+        arguments.iter().map(|text| text.to_string()).collect::<Vec<_>>()
+    };
+    let start = |more: &[&str]| {
+        let arguments = durable(more);
+        Running::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let server = start(&[]);
+    let mut client = server.client();
+    for number in 1..=5 {
+        assert_eq!(client.ask(&format!("SET k{number} {number}")), "+OK");
+    }
+    server.stop();
+    let server = start(&["--recover-to", "3"]);
+    let mut client = server.client();
+    assert_eq!(client.ask("DBSIZE"), ":3");
+    assert_eq!(client.ask("SET new 1"), "+OK");
+    server.stop();
+    let again = durable(&["--port", "0", "--recover-to", "3"]);
+    let told = refused(&again.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+    assert!(told.contains("the log was cut there already") && told.contains("LSN 4"), "{told}");
+    let server = start(&[]);
+    assert_eq!(server.client().bulk("GET new"), "1");
+    server.stop();
+}

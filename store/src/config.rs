@@ -287,7 +287,7 @@ settings! {
     latency_monitor_threshold: u64 = "latency-monitor-threshold", Kind::Integer { min: 0, max: i64::MAX }, "0", mutable, "Milliseconds from which an event is kept for LATENCY; 0: none is.";
     hz: u32 = "hz", Kind::Integer { min: 0, max: 2_147_483_647 }, "10", mutable, "Accepted for Redis' sake: background work is done in every turn.";
     save: String = "save", Kind::Only(""), "", mutable, "Snapshot schedule; there is none yet.";
-    appendonly: String = "appendonly", Kind::Only("no"), "no", mutable, "Redis' log; there is none.";
+    appendonly: String = "appendonly", Kind::Only("no"), "no", mutable, "Redis' log; CONFIG GET says yes where durability is not off.";
     enable_debug_command: DebugAccess = "enable-debug-command", Kind::Choice(&["no", "yes", "local"]), "no", fixed, "Who may use DEBUG.";
     uring_defer_taskrun: bool = "uring-defer-taskrun", Kind::Switch, "yes", fixed, "io_uring: completions are processed only when we wait.";
     uring_single_issuer: bool = "uring-single-issuer", Kind::Switch, "yes", fixed, "io_uring: one thread alone submits; off also ends uring-defer-taskrun.";

@@ -218,8 +218,14 @@ impl Shared {
         self.used_memory() + totals.used_elsewhere(place)
     }
 
+    /// The most that this shard may take while the whole server is over its limit: an equal share. What the others take is
+    /// known a turn late, and whoever evicted for all of them would soon have nothing left.
+    fn memory_share(&self) -> u64 {
+        self.config.maxmemory / self.fleet.place.count as u64
+    }
+
     /// Evicts until there is room; `false`: there is none to be made. The limit is the whole server's; a shard evicts its
-    /// own keys, and while it has none, it has no room either.
+    /// own keys, and only while it has more than its share.
     pub(crate) fn make_room(&mut self, now: Now) -> bool {
         let limit = self.config.maxmemory;
         if limit == 0 || self.used_memory_everywhere() <= limit {
@@ -230,9 +236,11 @@ impl Shared {
             if self.used_memory_everywhere() <= limit {
                 return true;
             }
-            if self.config.maxmemory_policy == EvictionPolicy::NoEviction
-                || self.keyspace.evict_one(self.config.maxmemory_policy, now).is_none()
-            {
+            let evicts = self.config.maxmemory_policy != EvictionPolicy::NoEviction;
+            if evicts && self.is_sharded && self.used_memory() <= self.memory_share() {
+                return true;
+            }
+            if !evicts || self.keyspace.evict_one(self.config.maxmemory_policy, now).is_none() {
                 return false;
             }
         }
@@ -779,6 +787,9 @@ impl Engine {
         if at_home!(self).is_sharded {
             self.tend_fleet(now, &StandingClock(now.monotonic));
         }
+        if self.shared().journal.as_ref().is_some_and(|journal| journal.waits() > 0) {
+            self.end_waits(now);
+        }
         let shared = at_home!(self);
         self.busy = shared.expires_actively && shared.keyspace.expire_some(now, EXPIRE_BUDGET);
         if shared.config.maxmemory > 0
@@ -788,6 +799,7 @@ impl Engine {
             shared.make_room(now);
             // Where the policy finds nothing to evict, turning on would find nothing either.
             self.busy |= shared.used_memory_everywhere() > shared.config.maxmemory
+                && (!shared.is_sharded || shared.used_memory() > shared.memory_share())
                 && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
@@ -831,7 +843,9 @@ impl Engine {
         let silence = silence.then_some(Nanos(1_000_000_000 / scans));
         let expiry = if shared.expires_actively { shared.keyspace.next_expiry_check(now) } else { None };
         let held = shared.fleet.traffic.held_until().map(|until| until.since(now.monotonic));
-        [expiry, pause, silence, held].into_iter().flatten().min()
+        let wait = shared.journal.as_ref().and_then(|journal| journal.next_deadline());
+        let wait = wait.map(|until| until.since(now.monotonic));
+        [expiry, pause, silence, held, wait].into_iter().flatten().min()
     }
 
     /// The server is to stop: nothing more is executed, what is answered is sent.
@@ -976,6 +990,14 @@ impl Engine {
             }
         }
         at
+    }
+
+    /// Answers every WAITAOF that has waited enough, and executes what stands behind it.
+    #[cold]
+    fn end_waits(&mut self, now: Now) {
+        while let Some(connection) = at_home!(self).end_wait(now) {
+            self.resume(connection, now, &StandingClock(now.monotonic));
+        }
     }
 
     /// Executes what waited for the end of CLIENT PAUSE.

@@ -10,14 +10,21 @@
 //! have happened one after the other.
 
 use crate::engine::{Action, Shared};
-use crate::session::{ConnectionId, Durability, Session};
+use crate::protocol::reply::Reply;
+use crate::session::{ConnectionId, Durability, ReplyMode, Session};
 use crate::shards::{Hop, Message};
+use crate::time::{Nanos, Now};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a client is not promised that writes are kept.
+pub(crate) const NO_LOG: &str =
+    "the server runs with durability off. Start it with --durability everysec or always";
 
 /// One record for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +57,10 @@ pub struct Journal {
     waiting: BTreeMap<u64, Vec<ConnectionId>>,
     /// Answers to other shards that wait, by LSN.
     answers: BTreeMap<u64, Vec<(usize, Box<Hop>)>>,
+    /// Connections that wait in WAITAOF, by LSN: until when, and whether nobody wants the reply (CLIENT REPLY).
+    waits: BTreeMap<(u64, ConnectionId), (Nanos, bool)>,
+    /// Those of them that wait no longer than this.
+    deadlines: BTreeSet<(Nanos, u64, ConnectionId)>,
     /// Connections a message was delivered to while the present command was executed.
     delivered: Vec<ConnectionId>,
 }
@@ -69,8 +80,30 @@ impl Journal {
             failed: false,
             waiting: BTreeMap::new(),
             answers: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             delivered: Vec::new(),
         }
+    }
+
+    /// What the client gets who asked for nothing else.
+    pub fn class(&self) -> Durability {
+        self.class
+    }
+
+    /// Connections that wait in WAITAOF.
+    pub fn waits(&self) -> usize {
+        self.waits.len()
+    }
+
+    /// When the first of them has waited enough.
+    pub(crate) fn next_deadline(&self) -> Option<Nanos> {
+        self.deadlines.first().map(|entry| entry.0)
+    }
+
+    /// What is pending will never be durable.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Everything up to this LSN is durable, as far as this shard was told.
@@ -95,13 +128,14 @@ impl Journal {
 
     /// Connections and other shards wait for the log.
     pub fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty() || !self.answers.is_empty()
+        !self.waiting.is_empty() || !self.answers.is_empty() || !self.waits.is_empty()
     }
 
     /// The first record that anybody waits for.
     pub fn first_awaited(&self) -> Option<u64> {
         let first = |waiting: Option<&u64>| waiting.copied().unwrap_or(u64::MAX);
         let lsn = first(self.waiting.keys().next()).min(first(self.answers.keys().next()));
+        let lsn = lsn.min(first(self.waits.keys().next().map(|(lsn, _)| lsn)));
         (lsn != u64::MAX).then_some(lsn)
     }
 }
@@ -153,6 +187,17 @@ impl Gates {
 }
 
 impl Shared {
+    /// What a reply to this session promises.
+    pub(crate) fn durability_of(&self, session: &Session) -> Durability {
+        let class = self.journal.as_ref().map_or(Durability::Off, |journal| journal.class);
+        session.durability.unwrap_or(class)
+    }
+
+    /// Whether a client may ask for this: less than the server gives always, more where there is a log to wait for.
+    pub(crate) fn can_promise(&self, class: Durability) -> bool {
+        class == Durability::Off || self.journal.is_some()
+    }
+
     /// A command is done: what it changed becomes a record, and its reply waits for what it depends on. Cheap where there
     /// was neither.
     #[inline]
@@ -268,6 +313,54 @@ impl Shared {
                 self.fleet.outbox.push_back((to, Message::Answer(hop.without_answer())));
             }
             _ => self.fleet.outbox.push_back((to, Message::Answer(hop))),
+        }
+    }
+
+    /// WAITAOF: the session's input and the reply wait for the record, until then at most (`None`: for ever).
+    pub(crate) fn wait_for_log(&mut self, session: &mut Session, lsn: u64, until: Option<Nanos>) {
+        let Some(journal) = &mut self.journal else { return };
+        let silent = matches!(session.reply_mode, ReplyMode::Off | ReplyMode::Skip);
+        journal.waits.insert((lsn, session.connection), (until.unwrap_or(Nanos(u64::MAX)), silent));
+        journal.deadlines.extend(until.map(|until| (until, lsn, session.connection)));
+        journal.wants_flush |= journal.class != Durability::Always;
+        session.paused_hops = true;
+        session.gathers = true;
+    }
+
+    /// The next session whose WAITAOF is at its end. It has its reply and may go on.
+    pub(crate) fn end_wait(&mut self, now: Now) -> Option<ConnectionId> {
+        let journal = self.journal.as_mut()?;
+        let first = journal.waits.keys().next().copied();
+        let first = first.filter(|&(lsn, _)| lsn <= journal.durable || journal.failed);
+        let late = journal.deadlines.first().filter(|entry| entry.0 <= now.monotonic);
+        let (lsn, connection) = first.or(late.map(|&(_, lsn, connection)| (lsn, connection)))?;
+        let (until, silent) = journal.waits.remove(&(lsn, connection))?;
+        journal.deadlines.remove(&(until, lsn, connection));
+        let Some(mut session) = self.sessions.take(connection) else { return Some(connection) };
+        session.gathers = false;
+        if !session.aborted && !silent {
+            self.reply_to_wait(&mut session, lsn);
+        }
+        self.sessions.insert(session);
+        Some(connection)
+    }
+
+    /// What WAITAOF answers now: whether the record is durable, and how many replicas have it.
+    pub(crate) fn reply_to_wait(&mut self, session: &mut Session, lsn: u64) {
+        let start = session.output.len();
+        let mut reply = Reply::new(&mut session.output, session.resp3);
+        match &self.journal {
+            Some(journal) if lsn > journal.durable && journal.failed => {
+                let why = journal.refusal.as_deref().unwrap_or("the log has failed");
+                reply.error(&format!("MISCONF the last write will not be durable: {why}"));
+                self.metrics.note_error(&session.output[start..]);
+            }
+            journal => {
+                let is_durable = journal.as_ref().is_some_and(|journal| lsn <= journal.durable);
+                reply.array(2);
+                reply.integer(i64::from(is_durable));
+                reply.integer(0);
+            }
         }
     }
 

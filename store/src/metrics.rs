@@ -54,6 +54,47 @@ impl CommandStats {
     }
 }
 
+/// How the log is and what it has done, as the driver last looked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogFigures {
+    /// `open`, `full`, `failed` or `closed`; empty: nobody has looked yet.
+    pub state: &'static str,
+    /// Records written.
+    pub records: u64,
+    /// Bytes of the blocks they stand in.
+    pub bytes: u64,
+    /// Write operations.
+    pub writes: u64,
+    /// Times something was made durable.
+    pub flushes: u64,
+    /// Time that took, in all.
+    pub flush_us_total: u64,
+    /// Bytes of memory of records that are not durable yet.
+    pub pending_bytes: u64,
+    /// `[n]`: batches of 2^(n-1) to 2^n - 1 records.
+    pub batch_records: [u64; 24],
+    /// `[n]`: flushes that took 2^(n-1) to 2^n - 1 microseconds; the last also what took longer.
+    pub flush_us: [u64; 24],
+}
+
+impl LogFigures {
+    /// Counts by power of two as INFO shows them: how many up to which value, empty ones left out.
+    pub(crate) fn histogram_text(counts: &[u64]) -> String {
+        let filled = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let parts: Vec<String> = filled.map(|(at, count)| format!("{}={count}", (1u64 << at) - 1)).collect();
+        parts.join(",")
+    }
+}
+
+/// The log's figures, whichever shard looked last.
+pub(crate) fn log_figures(shared: &Shared) -> LogFigures {
+    let looked = shared.all().map(|shard| &shard.metrics.log);
+    looked
+        .max_by_key(|figures| (figures.records, figures.flushes, figures.state.len()))
+        .copied()
+        .unwrap_or_default()
+}
+
 /// Everything that is counted and not counted elsewhere.
 #[derive(Debug)]
 pub struct Metrics {
@@ -117,6 +158,8 @@ pub struct Metrics {
     pub process_user_us: u64,
     /// Processor time of the process in the kernel, microseconds (from the driver).
     pub process_system_us: u64,
+    /// The log's own figures (from the driver).
+    pub log: LogFigures,
     /// Commands executed when the rate was last computed, and when that was.
     rate_mark: (u64, Nanos),
     /// Commands per second, lately.
@@ -156,6 +199,7 @@ impl Default for Metrics {
             process_resident_bytes: 0,
             process_user_us: 0,
             process_system_us: 0,
+            log: LogFigures::default(),
             rate_mark: (0, Nanos(0)),
             commands_per_second: 0,
         }
@@ -220,6 +264,7 @@ impl Metrics {
             process_resident_bytes: self.process_resident_bytes,
             process_user_us: self.process_user_us,
             process_system_us: self.process_system_us,
+            log: self.log,
             ..Metrics::default()
         };
     }
@@ -399,10 +444,35 @@ pub const METRICS: &[Metric] = &[
     metric("queue_waits_total", ("shards", "queue_waits"), Counter, Sum, "Batches that waited because hop-queue were away.", |s| s.fleet.queue_waits),
     metric("gathered_commands_total", ("shards", "gathered_commands"), Counter, Sum, "Commands executed over several shards.", |s| s.fleet.gathered_commands),
     metric("times_lent_total", ("shards", "times_lent"), Counter, Sum, "Times a shard was lent to another.", |s| s.fleet.times_lent),
+    metric("durable_lsn", ("persistence", "durable_lsn"), Gauge, Max, "The last record of the log that is on stable storage.", |s| s.journal.as_ref().map_or(0, |journal| journal.durable_lsn())),
+    metric("latest_lsn", ("persistence", "latest_lsn"), Gauge, Max, "The last record of the log.", |s| s.journal.as_ref().map_or(0, |journal| journal.latest_lsn())),
+    metric("log_records_total", ("persistence", "log_records"), Counter, Max, "Records the log has written.", |s| s.metrics.log.records),
+    metric("log_writes_total", ("persistence", "log_writes"), Counter, Max, "Write operations of the log.", |s| s.metrics.log.writes),
+    metric("log_flushes_total", ("persistence", "log_flushes"), Counter, Max, "Times the log made something durable.", |s| s.metrics.log.flushes),
+    metric("log_bytes_total", ("persistence", "log_bytes"), Counter, Max, "Bytes the log has written.", |s| s.metrics.log.bytes),
+    metric("log_pending_bytes", ("persistence", "log_pending_bytes"), Gauge, Whole(|s| log_figures(s).pending_bytes), "Memory of records that are not durable yet.", |s| s.metrics.log.pending_bytes),
+    metric("log_waits", ("persistence", "log_waits"), Gauge, Sum, "Clients that wait in WAITAOF.", |s| s.journal.as_ref().map_or(0, |journal| journal.waits() as u64)),
     metric("keys", ("", ""), Gauge, Sum, "Keys.", |s| s.keyspace.len() as u64),
     metric("keys_with_expiry", ("", ""), Gauge, Sum, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
     metric("slowlog_entries", ("", ""), Gauge, Whole(|s| merged_slowlog(s).len() as u64), "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
 ];
+
+/// Counts by power of two as a histogram. `scale` turns the unit of the counts into Prometheus', `total` is their sum.
+fn write_histogram(out: &mut Vec<u8>, name: &str, help: &str, counts: &[u64], total: u64, scale: f64) {
+    let mut text = format!("# HELP millrace_{name} {help}\n# TYPE millrace_{name} histogram\n");
+    let mut sum = 0;
+    for (at, count) in counts.iter().enumerate() {
+        sum += count;
+        // The last one has no upper end.
+        if at + 1 < counts.len() {
+            let end = ((1u64 << at) - 1) as f64 * scale;
+            text.push_str(&format!("millrace_{name}_bucket{{le=\"{end}\"}} {sum}\n"));
+        }
+    }
+    text.push_str(&format!("millrace_{name}_bucket{{le=\"+Inf\"}} {sum}\n"));
+    text.push_str(&format!("millrace_{name}_sum {}\nmillrace_{name}_count {sum}\n", total as f64 * scale));
+    out.extend_from_slice(text.as_bytes());
+}
 
 /// All metrics in Prometheus' text format.
 pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
@@ -415,6 +485,13 @@ pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
     for metric in METRICS {
         head(out, metric.name, metric.kind, metric.help);
         out.extend_from_slice(format!("millrace_{} {}\n", metric.name, metric.value(shared)).as_bytes());
+    }
+    if shared.journal.is_some() {
+        let log = log_figures(shared);
+        let help = "Records that were written in one block of the log.";
+        write_histogram(out, "log_batch_records", help, &log.batch_records, log.records, 1.0);
+        let help = "Time it took to make something durable.";
+        write_histogram(out, "log_flush_seconds", help, &log.flush_us, log.flush_us_total, 1e-6);
     }
     for figure in SHARD_FIGURES {
         let ending = if figure.kind == Counter { "_total" } else { "" };

@@ -188,11 +188,11 @@ pub struct Session {
     pub(crate) paused_output: bool,
     /// Execution waits for CLIENT UNPAUSE.
     pub(crate) paused_client: bool,
-    /// Execution waits for other shards.
+    /// Execution waits for other shards, or in WAITAOF for the log.
     pub(crate) paused_hops: bool,
     /// Replies of other shards are missing in `output`.
     pub(crate) has_holes: bool,
-    /// It waits for a command over several shards to be executed.
+    /// It waits for a command over several shards to be executed, or in WAITAOF for the log.
     pub(crate) gathers: bool,
     /// Output waits for the log.
     pub(crate) is_gated: bool,

@@ -292,3 +292,134 @@ fn nobody_has_seen_what_a_crash_would_take_back() {
     node.durable(node.log.len() as u64);
     assert!(!node.engine.shared().journal.as_ref().unwrap().is_waited_for());
 }
+
+#[test]
+fn a_client_may_ask_for_less_and_for_more_than_the_setting() {
+    let mut node = Node::new(Durability::Always);
+    let client = node.connect(Transport::Resp);
+    node.send(client, "CLIENT DURABILITY\r\nCLIENT DURABILITY Off\r\nSET a 1\r\nCLIENT DURABILITY\r\n");
+    assert_eq!(node.take(client), "$6\r\nalways\r\n+OK\r\n+OK\r\n$3\r\noff\r\n");
+    node.send(client, "MULTI\r\nSET a 2\r\nEXEC\r\nCLIENT DURABILITY x\r\n");
+    let text = node.take(client);
+    assert!(text.contains("*1\r\n+OK\r\n-ERR CLIENT DURABILITY must be ALWAYS"), "{text}");
+    node.send(client, "RESET\r\nSET a 3\r\n");
+    assert_eq!(node.take(client), "", "RESET puts it back");
+    node.durable(3);
+    node.take(client);
+    let mut node = Node::new(Durability::EverySecond);
+    let client = node.connect(Transport::Resp);
+    node.send(client, "CLIENT DURABILITY always\r\n");
+    node.take(client);
+    node.engine.handle_receive(id(client), b"SET a 1\r\n", NOW, &Still);
+    assert!(node.engine.shared_mut().take_records().1, "it asks for the flush it waits for");
+    node.turn();
+    assert_eq!(node.take(client), "");
+    node.durable(1);
+    assert_eq!(node.take(client), "+OK\r\n");
+    node.send(client, "CLIENT DURABILITY default\r\nSET a 2\r\n");
+    assert_eq!(node.take(client), "+OK\r\n+OK\r\n");
+}
+
+/// A shard without a log.
+fn without_log() -> Node {
+    let engine = Engine::new(Config::default(), Seeds::default(), Box::new(HeapSource::default()), NOW);
+    Node { engine, received: Vec::new(), closed: Vec::new(), log: Vec::new() }
+}
+
+#[test]
+fn without_a_log_nothing_is_promised() {
+    // `turn` collects records, of which there are none.
+    let mut node = without_log();
+    let client = node.connect(Transport::Resp);
+    node.send(client, "CLIENT DURABILITY\r\nCLIENT DURABILITY off\r\nCLIENT DURABILITY everysec\r\n");
+    let text = node.take(client);
+    assert!(text.starts_with("$3\r\noff\r\n+OK\r\n-ERR CLIENT DURABILITY everysec needs a log"), "{text}");
+    node.send(client, "WAITAOF 1 0 0\r\nWAITAOF 0 0 0\r\nCONFIG GET appendonly\r\n");
+    assert_eq!(
+        node.take(client),
+        "-ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.\r\n*2\r\n:0\r\n:0\r\n\
+         *2\r\n$10\r\nappendonly\r\n$2\r\nno\r\n"
+    );
+    let http = node.connect(Transport::Http);
+    node.send(http, "GET /v1/keys/a HTTP/1.1\r\nHost: localhost\r\nX-Millrace-Durability: always\r\n\r\n");
+    assert!(node.take(http).starts_with("HTTP/1.1 409"));
+}
+
+#[test]
+fn an_http_request_has_a_class_of_its_own() {
+    let put = |class: &str| {
+        format!("PUT /v1/keys/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n{class}\r\nx")
+    };
+    let mut node = Node::new(Durability::Always);
+    let client = node.connect(Transport::Http);
+    node.send(client, &put("X-Millrace-Durability: off\r\n"));
+    assert!(node.take(client).starts_with("HTTP/1.1 201"));
+    node.send(client, &put(""));
+    assert_eq!(node.take(client), "", "the next request asked for nothing");
+    node.durable(2);
+    assert!(node.take(client).starts_with("HTTP/1.1 204"));
+    node.send(client, &put("X-Millrace-Durability: sometimes\r\n"));
+    let text = node.take(client);
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("always, everysec or off"), "{text}");
+}
+
+#[test]
+fn waitaof_waits_for_the_last_write_and_no_longer_than_asked() {
+    let mut node = Node::new(Durability::EverySecond);
+    let client = node.connect(Transport::Resp);
+    node.send(client, "WAITAOF 1 0 0\r\nWAITAOF 2 0 0\r\nWAITAOF 1 0 -1\r\n");
+    assert_eq!(
+        node.take(client),
+        "*2\r\n:1\r\n:0\r\n-ERR value is out of range, value must between 0 and 1\r\n-ERR timeout is negative\r\n"
+    );
+    node.send(client, "SET a 1\r\nWAITAOF 1 0 0\r\nPING\r\n");
+    assert_eq!(node.take(client), "+OK\r\n", "what stands behind waits, too");
+    assert_eq!(node.engine.first_awaited(), Some(1));
+    node.send(client, "GET a\r\n");
+    assert_eq!(node.take(client), "");
+    node.durable(1);
+    assert_eq!(node.take(client), "*2\r\n:1\r\n:0\r\n+PONG\r\n$1\r\n1\r\n");
+    node.send(client, "SET a 2\r\nWAITAOF 0 0 0\r\nWAITAOF 1 0 50\r\nPING\r\n");
+    assert_eq!(node.take(client), "+OK\r\n*2\r\n:0\r\n:0\r\n");
+    assert_eq!(node.engine.poll_timeout(NOW), Some(Nanos(50_000_000)));
+    let late = |ms: u64| Now { monotonic: Nanos(NOW.monotonic.0 + ms * 1_000_000), ..NOW };
+    node.engine.finish_turn(late(49));
+    node.turn();
+    assert_eq!(node.take(client), "");
+    node.engine.finish_turn(late(50));
+    node.turn();
+    assert_eq!(node.take(client), "*2\r\n:0\r\n:0\r\n+PONG\r\n");
+    assert_eq!(node.engine.first_awaited(), None);
+    node.send(client, "WAITAOF 1 0 0\r\n");
+    node.engine.shared_mut().refuse_writes(Some("the disk is gone".into()));
+    node.engine.shared_mut().fail_pending();
+    node.turn();
+    assert!(node.take(client).starts_with("-MISCONF the last write will not be durable: the disk is gone"));
+    node.send(client, "INFO persistence\r\n");
+    let text = node.take(client);
+    for line in ["aof_enabled:1", "aof_last_write_status:err", "durable_lsn:1", "latest_lsn:2"] {
+        assert!(text.contains(&format!("{line}\r\n")), "{line} in {text}");
+    }
+}
+
+#[test]
+fn what_the_log_has_done_is_shown() {
+    let mut node = Node::new(Durability::Always);
+    let metrics = node.engine.metrics_mut();
+    metrics.log.records = 5;
+    metrics.log.batch_records[2] = 2;
+    metrics.log.flush_us[3] = 4;
+    metrics.log.flush_us_total = 20;
+    let client = node.connect(Transport::Http);
+    node.send(client, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let text = node.take(client);
+    for line in [
+        "millrace_log_records_total 5",
+        "millrace_log_batch_records_bucket{le=\"1\"} 0",
+        "millrace_log_batch_records_bucket{le=\"3\"} 2",
+        "millrace_log_batch_records_sum 5",
+        "millrace_log_flush_seconds_count 4",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+    }
+}

@@ -348,7 +348,11 @@ impl fmt::Display for LockError {
                 "{} is in use by {holder}; stop that process first, or use another directory (--dir)",
                 directory.display()
             ),
-            LockError::System(path, error) => write!(f, "{}: {error}", path.display()),
+            LockError::System(path, error) => write!(
+                f,
+                "{}: {error}; --dir must name a directory in which this process may make files",
+                path.display()
+            ),
         }
     }
 }

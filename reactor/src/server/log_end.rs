@@ -9,6 +9,7 @@ use super::pipeline::Pipeline;
 use crate::io::sync::Bell;
 use std::sync::Arc;
 use std::time::Duration;
+use store::metrics::LogFigures;
 use store::time::Now;
 use wal::lsn::Lsn;
 
@@ -28,18 +29,37 @@ pub struct LogEnd {
     refused: Option<Refusal>,
     /// The pipeline knows that the log has failed.
     has_failed: bool,
+    /// This shard tells the operator, for all of them.
+    speaks: bool,
 }
 
 impl LogEnd {
     /// With the handle of this shard; `bell` is what its waker rings.
-    pub fn new(handle: LogHandle, bell: Arc<Bell>) -> LogEnd {
+    pub fn new(handle: LogHandle, bell: Arc<Bell>, speaks: bool) -> LogEnd {
         let told = handle.durable_lsn();
-        LogEnd { handle, bell, told, refused: None, has_failed: false }
+        LogEnd { handle, bell, told, refused: None, has_failed: false, speaks }
     }
 
     /// Rings when something has become durable that this shard waits for.
     pub fn bell(&self) -> &Bell {
         &self.bell
+    }
+
+    /// What INFO and `/metrics` say of the log.
+    pub fn figures(&self) -> LogFigures {
+        let shared = self.handle.shared();
+        let metrics = shared.metrics();
+        LogFigures {
+            state: shared.state().word(),
+            records: metrics.log.records,
+            bytes: metrics.log.block_bytes,
+            writes: metrics.log.writes,
+            flushes: metrics.flushes,
+            flush_us_total: metrics.flush_us_total,
+            pending_bytes: shared.pending_bytes(),
+            batch_records: metrics.log.records_per_block,
+            flush_us: metrics.flush_us,
+        }
     }
 
     /// How long the driver may wait, now that the log knows what for.
@@ -66,6 +86,9 @@ impl LogEnd {
         match self.handle.admit(WINDOW) {
             Ok(()) => {
                 if self.refused.take().is_some() {
+                    if self.speaks {
+                        eprintln!("millrace: writes are welcome again");
+                    }
                     pipeline.refuse_writes(None);
                 }
                 true
@@ -74,7 +97,11 @@ impl LogEnd {
             Err(refusal) => {
                 if self.refused != Some(refusal) {
                     self.refused = Some(refusal);
-                    pipeline.refuse_writes(Some(self.reason()));
+                    let reason = self.reason();
+                    if self.speaks {
+                        eprintln!("millrace: writes are refused: {reason}");
+                    }
+                    pipeline.refuse_writes(Some(reason));
                 }
                 if !self.has_failed && matches!(self.handle.shared().state(), LogState::Failed(_)) {
                     self.has_failed = true;

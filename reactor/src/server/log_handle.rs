@@ -147,6 +147,16 @@ const FAILED: u8 = 2;
 const CLOSED: u8 = 3;
 
 impl LogState {
+    /// It in one word, for INFO.
+    pub fn word(&self) -> &'static str {
+        match self {
+            LogState::Open => "open",
+            LogState::Full(_) => "full",
+            LogState::Failed(_) => "failed",
+            LogState::Closed => "closed",
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             LogState::Open => OPEN,
@@ -181,6 +191,8 @@ pub struct LogMetrics {
     pub flushes: u64,
     /// `[n]`: of these, those that took 2^(n-1) to 2^n - 1 microseconds; the last also what took longer.
     pub flush_us: [u64; 24],
+    /// Time that took, in all.
+    pub flush_us_total: u64,
     /// Records and memory of batches that wait for records of other shards.
     pub waiting_batches: u64,
 }
@@ -188,6 +200,7 @@ pub struct LogMetrics {
 impl LogMetrics {
     pub(super) fn add_flush(&mut self, elapsed_us: u64) {
         self.flushes += 1;
+        self.flush_us_total += elapsed_us;
         let bucket = (u64::BITS - elapsed_us.leading_zeros()) as usize;
         self.flush_us[bucket.min(self.flush_us.len() - 1)] += 1;
     }

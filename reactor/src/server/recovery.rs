@@ -17,7 +17,7 @@ use wal::block::BlockHeader;
 use wal::damage::{Damage, DamageKind};
 use wal::end_of_log::{EndOfLog, Tail};
 use wal::group_commit::Start;
-use wal::lsn::Lsn;
+use wal::lsn::{Epoch, Lsn};
 use wal::reader::{HEAD_BYTES, LogReader, ReadOptions, ReadRequest, SegmentFile, Until};
 use wal::segment::{FIRST_BLOCK_OFFSET, FileName, SegmentHeader, Sequence};
 
@@ -124,7 +124,7 @@ impl Recovered {
     pub fn cut(&self) -> Option<String> {
         match &self.end.tail {
             Tail::Open { .. } if self.end.is_torn() => Some(format!(
-                "torn tail: {}; what was cut was being written when the log ended, and nobody was told that it was \
+                "torn tail: {}; what was cut was being written when the log ended, and no later block says that it was \
                  durable",
                 self.end
             )),
@@ -234,6 +234,15 @@ pub fn recover(
     let mut start = end.start(&files.listing.spares, options.uid_seed);
     files.pass_over(&mut start);
     Ok(Recovered { start, end, elapsed: Duration::from_nanos(monotonic_ns() - begun) })
+}
+
+/// The last epoch of a log that was cut or mended at least once, and its first record.
+pub fn latest_epoch(directory: &Path) -> Result<Option<(u64, Lsn)>, RecoveryError> {
+    let files = LogOnDisk::open(directory)?;
+    let headers = files.headers().filter_map(|(_, _, header, _)| header);
+    let latest =
+        headers.max_by_key(|header| header.epoch).map(|header| (header.epoch.0, header.epoch_first_lsn));
+    Ok(latest.filter(|(epoch, _)| *epoch > Epoch::FIRST.0))
 }
 
 /// The files of a log, open.

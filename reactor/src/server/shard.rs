@@ -30,7 +30,7 @@ const BUDGET_CHECK_MESSAGES: usize = 8;
 /// Messages in one turn.
 const MESSAGES_MAX: usize = 256;
 
-/// How often the process' own memory and CPU time are read for INFO and `/metrics`.
+/// How often the process' own memory and CPU time, and the log's figures, are read for INFO and `/metrics`.
 const USAGE_INTERVAL: Nanos = Nanos(200_000_000);
 
 /// Turns until every connection is closed after a stop was asked for, and those of all other shards too.
@@ -55,7 +55,11 @@ pub fn run<D: Driver>(
         now = clock.tick();
         if now.monotonic.since(usage_read) > USAGE_INTERVAL {
             usage_read = now.monotonic;
-            copy_usage(pipeline.engine_mut().metrics_mut());
+            let metrics = pipeline.engine_mut().metrics_mut();
+            copy_usage(metrics);
+            if let Some(log) = &log {
+                metrics.log = log.figures();
+            }
         }
         let executes = log.as_mut().is_none_or(|log| log.begin_turn(&mut pipeline));
         let mut unchecked = 0;

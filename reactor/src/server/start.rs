@@ -378,6 +378,16 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
         apply(plans, record, now).map_err(|why| format!("the record with LSN {lsn}: {why}"))
     })
     .map_err(StartError::Recovery)?;
+    if launch.recover_to.is_some()
+        && let Some((epoch, first)) = recovery::latest_epoch(&launch.dir).map_err(StartError::Recovery)?
+        && first == recovered.end.next_lsn
+    {
+        // A supervisor that starts it again with the same words must not cut again.
+        return Err(StartError::Setting(format!(
+            "recover-to: the log was cut there already: epoch {epoch} begins at LSN {first}; start without recover-to to keep \
+             what was written since, or name an earlier place"
+        )));
+    }
     notes.extend(recovered.line());
     notes.extend(recovered.cut());
     let mut wakers: Vec<Waker> = Vec::new();
@@ -405,7 +415,7 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
         LogThread::start(files, &recovered.start, options, wakers).map_err(StartError::System)?;
     for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
         plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
-        plan.log = Some(LogEnd::new(handle, bell));
+        plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
     }
     Ok(DurableLog { thread, _lock: lock })
 }

@@ -2,7 +2,8 @@
 
 use super::{COMMANDS, Call, integer, is_word, reply};
 use crate::engine::Shared;
-use crate::session::{ConnectionId, Names, ReplyMode, Session};
+use crate::journal::NO_LOG;
+use crate::session::{ConnectionId, Durability, Names, ReplyMode, Session};
 use crate::time::{Nanos, Now};
 use alloc::format;
 use alloc::string::String;
@@ -292,6 +293,31 @@ pub fn client_reply(call: &mut Call<'_>) {
     }
 }
 
+/// `CLIENT DURABILITY [ALWAYS|EVERYSEC|OFF|DEFAULT]`: what replies to this connection promise from now on.
+pub fn client_durability(call: &mut Call<'_>) {
+    let Some(word) = call.args.get(2) else {
+        let class = call.engine.durability_of(call.session);
+        return reply!(call).bulk(class.name().as_bytes());
+    };
+    if call.args.len() > 3 {
+        return call.subcommand_syntax_error();
+    }
+    if is_word(word, "default") {
+        call.session.durability = None;
+        return reply!(call).ok();
+    }
+    let classes = [Durability::Off, Durability::EverySecond, Durability::Always];
+    let Some(class) = classes.into_iter().find(|class| is_word(word, class.name())) else {
+        return reply!(call).error("ERR CLIENT DURABILITY must be ALWAYS, EVERYSEC, OFF or DEFAULT");
+    };
+    if !call.engine.can_promise(class) {
+        let text = format!("ERR CLIENT DURABILITY {} needs a log: {NO_LOG}", class.name());
+        return reply!(call).error(&text);
+    }
+    call.session.durability = Some(class);
+    reply!(call).ok();
+}
+
 /// Reads ON or OFF, or replies a syntax error.
 fn switch(call: &mut Call<'_>) -> Option<bool> {
     let word = call.args.at(2);
@@ -321,7 +347,7 @@ pub fn client_no_touch(call: &mut Call<'_>) {
     }
 }
 
-/// `CLIENT UNBLOCK id [TIMEOUT|ERROR]`: no command blocks yet, so nobody can be woken.
+/// `CLIENT UNBLOCK id [TIMEOUT|ERROR]`: only WAITAOF blocks, and it ends by itself: nobody is woken.
 pub fn client_unblock(call: &mut Call<'_>) {
     if call.args.len() > 4 {
         return call.subcommand_syntax_error();
@@ -414,7 +440,7 @@ pub fn client_trackinginfo(call: &mut Call<'_>) {
     reply.array(0);
 }
 
-/// CLIENT HELP
+/// CLIENT HELP, as Redis has it: what is ours stands in docs/protocol.md.
 pub fn client_help(call: &mut Call<'_>) {
     call.help(HELP);
 }

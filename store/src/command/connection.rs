@@ -164,6 +164,7 @@ pub fn reset(call: &mut Call<'_>) {
     session.reply_mode = ReplyMode::On;
     session.no_touch = false;
     session.no_evict = false;
+    session.durability = None;
     if let Some(names) = &mut session.names {
         names.name.clear();
     }

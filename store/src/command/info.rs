@@ -6,7 +6,10 @@
 use super::{COMMANDS, Call, connection::REDIS_VERSION, is_word, reply};
 use crate::engine::Shared;
 use crate::keyspace::KeyspaceStats;
-use crate::metrics::{METRICS, Metrics, SHARD_FIGURES, ShardFigure, merged_commands, merged_errors, sum};
+use crate::metrics::{
+    LogFigures, METRICS, Metrics, SHARD_FIGURES, ShardFigure, log_figures, merged_commands, merged_errors,
+    sum,
+};
 use crate::time::Now;
 use alloc::format;
 use alloc::string::String;
@@ -102,7 +105,8 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
         }
         "clients" => {
             line("cluster_connections", &0);
-            line("blocked_clients", &0);
+            let waits = |shard: &Shared| shard.journal.as_ref().map_or(0, |journal| journal.waits() as u64);
+            line("blocked_clients", &sum(shared, waits));
             line("tracking_clients", &0);
             line("clients_in_timeout_table", &0);
         }
@@ -137,9 +141,19 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("rdb_bgsave_in_progress", &0);
             line("rdb_last_save_time", &(shared.started.unix_us / 1_000_000));
             line("rdb_last_bgsave_status", &"ok");
-            line("aof_enabled", &0);
+            let journal = shared.journal.as_deref();
+            let is_refused = journal.is_some_and(|journal| journal.refusal().is_some());
+            line("aof_enabled", &u8::from(journal.is_some()));
             line("aof_rewrite_in_progress", &0);
-            line("aof_last_write_status", &"ok");
+            line("aof_last_write_status", &if is_refused { "err" } else { "ok" });
+            if journal.is_some() {
+                let log = log_figures(shared);
+                line("log_state", &if log.state.is_empty() { "open" } else { log.state });
+                line("log_batch_records_histogram", &LogFigures::histogram_text(&log.batch_records));
+                line("log_flush_usec_histogram", &LogFigures::histogram_text(&log.flush_us));
+            } else {
+                line("log_state", &"off");
+            }
         }
         "stats" => {
             line("sync_full", &0);

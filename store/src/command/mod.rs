@@ -361,6 +361,8 @@ fn leave(
     args: &Args<'_>,
 ) -> Option<Outcome> {
     match route(shared, session, command, args) {
+        // What it waits for has to be known: the writes on their way to other shards are its own.
+        Route::Here if session.has_holes && command.flags & flag::BLOCKING != 0 => Some(Outcome::Blocked),
         Route::Here => None,
         Route::Hop(shard) if shared.hop(session, shard, command, args) => Some(Outcome::Hopped),
         // What is over several shards comes behind everything that is on its way.
@@ -378,7 +380,10 @@ fn prepare(call: &mut Call<'_>) {
     if call.engine.has_guests() {
         select_keyspace(call);
     }
-    if call.command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() {
+    // Whoever asks how the log is must hear it from a log that has failed, too.
+    let about_log =
+        call.command.name == "info" && call.args.len() == 2 && is_word(&call.args[1], "persistence");
+    if call.command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() && !about_log {
         // How many keys there are, say: that shows every write.
         call.engine.for_all(|shard| shard.keyspace.observe_everything());
     }

@@ -37,12 +37,16 @@ pub fn config_get(call: &mut Call<'_>) {
             }
         }
     }
-    let config = &call.engine.config;
+    let (config, has_log) = (&call.engine.config, call.engine.journal.is_some());
     let mut reply = reply!(call);
     reply.map(found.len());
     for (name, setting) in found {
         reply.bulk(&name);
-        reply.bulk((setting.get)(config).as_bytes());
+        match setting.name {
+            // Redis' clients ask this to learn whether writes outlive the process.
+            "appendonly" if has_log => reply.bulk(b"yes"),
+            _ => reply.bulk((setting.get)(config).as_bytes()),
+        }
     }
 }
 
@@ -671,6 +675,42 @@ pub fn wait(call: &mut Call<'_>) {
         Some(..0) => reply!(call).error("ERR timeout is negative"),
         Some(_) => reply!(call).integer(0),
     }
+}
+
+/// `WAITAOF numlocal numreplicas timeout`: waits for the log, not for replicas; there are none.
+pub fn waitaof(call: &mut Call<'_>) {
+    let local = match integer(call.args.at(1)) {
+        None => return reply!(call).error("ERR value is not an integer or out of range"),
+        Some(local @ 0..=1) => local == 1,
+        Some(_) => return reply!(call).error("ERR value is out of range, value must between 0 and 1"),
+    };
+    match integer(call.args.at(2)) {
+        None => return reply!(call).error("ERR value is not an integer or out of range"),
+        Some(..0) => return reply!(call).error("ERR value is out of range, must be positive"),
+        Some(_) => {}
+    }
+    let timeout = match integer(call.args.at(3)) {
+        None => return reply!(call).error("ERR timeout is not an integer or out of range"),
+        Some(..0) => return reply!(call).error("ERR timeout is negative"),
+        Some(timeout) => timeout as u64,
+    };
+    let lsn = call.session.last_write;
+    let waits = match &call.engine.journal {
+        None if local => {
+            return reply!(call)
+                .error("ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.");
+        }
+        // Within a transaction nothing waits, as in Redis.
+        Some(journal) => {
+            local && lsn > journal.durable_lsn() && !journal.has_failed() && call.session.executing == 0
+        }
+        None => false,
+    };
+    if !waits {
+        return call.engine.reply_to_wait(call.session, lsn);
+    }
+    let until = call.now.monotonic.0.saturating_add(timeout.saturating_mul(1_000_000));
+    call.engine.wait_for_log(call.session, lsn, (timeout > 0).then_some(Nanos(until)));
 }
 
 /// LOLWUT

@@ -382,7 +382,7 @@ pub(super) fn docs_markdown() -> String {
 /// The table. Order within a group is that of the documentation; a container comes before its subcommands.
 pub static COMMANDS: [Command; ROW_COUNT] = numbered(ROWS);
 
-const ROW_COUNT: usize = 151;
+const ROW_COUNT: usize = 153;
 
 #[rustfmt::skip]
 #[allow(clippy::large_const_arrays, reason = "used once, to make the static above")]
@@ -755,6 +755,10 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
+        ..row("client|durability", -2, NOSCRIPT | LOADING | STALE | NO_MULTI, [0, 0, 0], Group::Connection, "7.4.0", "O(1)", "Says whether replies to this connection wait for the log: always, everysec, off or default.", client::client_durability)
+    },
+    Command {
+        extra_categories: category::CONNECTION,
         ..row("client|getname", 2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "2.6.9", "O(1)", "Replies the name of this connection.", client::client_getname)
     },
     Command {
@@ -959,6 +963,10 @@ const ROWS: [Command; ROW_COUNT] = [
         tips: &["request_policy:all_shards", "response_policy:agg_min"],
         extra_categories: category::CONNECTION,
         ..row("wait", 3, NOSCRIPT, [0, 0, 0], Group::Generic, "3.0.0", "O(1)", "Waits for replicas.", server::wait)
+    },
+    Command {
+        extra_categories: category::CONNECTION,
+        ..row("waitaof", 4, NOSCRIPT | BLOCKING | ENDS_BATCH, [0, 0, 0], Group::Generic, "7.2.0", "O(1)", "Waits until the last write of this connection is in the log for good.", server::waitaof)
     },
     row("acl", -2, 0, [0, 0, 0], Group::Server, "6.0.0", "", "Users and what they may do; there is only the default user.", container),
     row("acl|cat", -2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "6.0.0", "O(1)", "Lists the command categories, or the commands of one.", introspection::acl_cat),

@@ -315,8 +315,11 @@ fn answer(
         if shared.is_sharded && leave(shared, session, &request, arguments, persistence) {
             return Ok(false);
         }
+        session.durability = request.durability;
         let outcome = execute::execute(shared, session, &request, arguments, persistence, now, clock);
         shared.conclude(session);
+        // The next request may ask for another.
+        session.durability = None;
         outcome.map(|()| true)
     });
     match outcome {
@@ -348,12 +351,14 @@ impl HopRequest {
         if shared.has_guests() {
             shared.deselect();
         }
+        session.durability = request.durability;
         match execute::execute(shared, session, request, arguments, *persistence, now, clock) {
             Ok(()) => session.closing |= *persistence == Persistence::Close,
             Err(problem) => refuse(shared, session, problem, *persistence, request.method == Method::Head),
         }
         end_get_run(shared, clock);
         shared.conclude(session);
+        session.durability = None;
     }
 }
 

@@ -340,8 +340,8 @@ impl Engine {
         }
     }
 
-    /// A connection goes on where it waited for other shards.
-    fn resume(&mut self, connection: ConnectionId, now: Now, clock: &dyn Clock) {
+    /// A connection goes on where it waited for other shards or for the log.
+    pub(crate) fn resume(&mut self, connection: ConnectionId, now: Now, clock: &dyn Clock) {
         let Some(mut session) = self.shared_mut().sessions.take(connection) else { return };
         if !session.gathers {
             session.paused_hops = false;

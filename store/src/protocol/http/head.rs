@@ -170,6 +170,7 @@ pub(super) struct Head<'b, 'h> {
     pub(super) content_encoding: Option<&'b [u8]>,
     pub(super) content_range: bool,
     pub(super) ttl_ms: Option<&'b [u8]>,
+    pub(super) durability: Option<&'b [u8]>,
 }
 
 impl<'b> Head<'b, '_> {
@@ -242,6 +243,7 @@ fn digest<'b, 'h>(
         content_encoding: None,
         content_range: false,
         ttl_ms: None,
+        durability: None,
     };
     let mut length: Option<u64> = None;
     let mut transfer_encoding = TransferEncoding::Absent;
@@ -276,6 +278,9 @@ fn digest<'b, 'h>(
             16 if is(field, "content-encoding") => head.content_encoding = Some(value),
             17 if is(field, "transfer-encoding") => transfer_encoding.add(value),
             17 if is(field, "x-millrace-ttl-ms") => set_once(&mut head.ttl_ms, value, "X-Millrace-TTL-Ms")?,
+            21 if is(field, "x-millrace-durability") => {
+                set_once(&mut head.durability, value, "X-Millrace-Durability")?
+            }
             _ => {}
         }
     }

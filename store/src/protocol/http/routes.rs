@@ -14,8 +14,9 @@ use super::conditions::push_condition;
 use super::head::{Framing, Head};
 use super::response::{Problem, excerpt};
 use crate::engine::Shared;
+use crate::journal::NO_LOG;
 use crate::protocol::resp::Span;
-use crate::session::Session;
+use crate::session::{Durability, Session};
 
 /// Keys one listing may ask for.
 const LIST_COUNT_MAX: u32 = 10_000;
@@ -104,6 +105,8 @@ pub(super) struct Request {
     pub(super) key: Span,
     pub(super) if_match: Option<Span>,
     pub(super) if_none_match: Option<Span>,
+    /// What the response is to promise; `None`: what the server's setting says.
+    pub(super) durability: Option<Durability>,
     /// Where the body begins: behind everything the head put into the buffer.
     pub(super) body_start: usize,
 }
@@ -182,6 +185,7 @@ pub(super) fn route(
         key: Span::default(),
         if_match: None,
         if_none_match: None,
+        durability: parse_durability(shared, head.durability)?,
         body_start: 0,
     };
     if resource == Resource::Key {
@@ -201,6 +205,22 @@ pub(super) fn route(
     }
     request.body_start = arguments.len();
     Ok(request)
+}
+
+/// X-Millrace-Durability: a class by its word, of those the server can promise.
+fn parse_durability(shared: &Shared, word: Option<&[u8]>) -> Result<Option<Durability>, Problem> {
+    let Some(word) = word else { return Ok(None) };
+    let Some(class) = core::str::from_utf8(word).ok().and_then(Durability::parse) else {
+        return Err(Problem::new(
+            400,
+            format!("X-Millrace-Durability must be always, everysec or off; found \"{}\".", excerpt(word)),
+        ));
+    };
+    if !shared.can_promise(class) {
+        let name = class.name();
+        return Err(Problem::new(409, format!("X-Millrace-Durability: {name} needs a log: {NO_LOG}.")));
+    }
+    Ok(Some(class))
 }
 
 /// A body that is to be kept must say where it ends and be the value itself.
