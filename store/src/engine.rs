@@ -742,6 +742,16 @@ impl Engine {
         at_home!(self).keyspace.apply(mutation, now)
     }
 
+    /// Input that is kept and may be executed in the next turn, in bytes; 0 where it is little.
+    pub fn kept_input(&self) -> usize {
+        const LITTLE: usize = 256 * 1024;
+        let shared = self.shared();
+        if shared.buffer_bytes < LITTLE {
+            return 0;
+        }
+        shared.sessions.iter().map(|session| session.input.len()).sum()
+    }
+
     /// From now on writes become records of a log.
     pub fn keep_journal(&mut self, journal: Journal) {
         let shared = at_home!(self);

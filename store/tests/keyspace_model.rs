@@ -417,6 +417,7 @@ fn run(seed: u64, keys: u64, access: AccessMode, steps: usize) {
         }
         if model.random.one_in(steps as u64 / 2) {
             model.keyspace.clear(model.now);
+            model.replicate();
             let keys: Vec<Vec<u8>> = model.map.keys().cloned().collect();
             model.map.clear();
             keys.iter().for_each(|key| model.removed(key));

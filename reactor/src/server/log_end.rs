@@ -83,7 +83,8 @@ impl LogEnd {
             self.told = durable;
             pipeline.set_durable(durable.0);
         }
-        match self.handle.admit(WINDOW) {
+        // A value that came in many pieces is executed in one: without room for it, it would wait for the disk for ever.
+        match self.handle.admit(WINDOW + pipeline.kept_input()) {
             Ok(()) => {
                 if self.refused.take().is_some() {
                     if self.speaks {

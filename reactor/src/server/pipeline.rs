@@ -251,6 +251,12 @@ impl Pipeline {
         self.engine.first_awaited()
     }
 
+    /// Input that is kept and may be executed in the next turn, in bytes.
+    #[inline]
+    pub fn kept_input(&self) -> usize {
+        self.engine.kept_input()
+    }
+
     /// Writes are refused, with this text, or welcome again.
     pub fn refuse_writes(&mut self, why: Option<String>) {
         self.engine.shared_mut().refuse_writes(why);
