@@ -1,3 +1,5 @@
+//! Tests of the encrypted journal: keys, order, durability, damage.
+
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -288,35 +288,3 @@ fn after_any_tumult_nothing_is_left_behind() {
         }
     }
 }
-
-/// One shard used to evict for all: it saw the others' memory as it was a turn ago, threw out all of its own keys, and
-/// then refused writes although everything could be evicted.
-#[test]
-fn under_an_evicting_policy_no_shard_refuses_a_write() {
-    let settings = [("maxmemory", "24mb"), ("maxmemory-policy", "allkeys-lru")];
-    let mut server = Server::new(4, &settings);
-    let clients: Vec<usize> = (0..4).map(|shard| server.connect(shard)).collect();
-    let value = "v".repeat(1000);
-    for round in 0..80 {
-        let mut bytes = Vec::new();
-        for number in 0..500 {
-            bytes.extend_from_slice(&resp(&[
-                b"SET",
-                format!("key:{round}:{number}").as_bytes(),
-                value.as_bytes(),
-            ]));
-        }
-        let replies = server.say(clients[round % 4], bytes);
-        assert_eq!(
-            replies.matches("+OK\r\n").count(),
-            500,
-            "round {round}: {}",
-            &replies[..replies.len().min(200)]
-        );
-    }
-    let used: u64 = (0..4).map(|shard| server.shared(shard).used_memory()).sum();
-    assert!(used < 32 << 20, "{used} bytes of 24 MiB");
-    for shard in 0..4 {
-        assert!(server.shared(shard).keyspace.len() > 1000, "every shard keeps its part");
-    }
-}
