@@ -21,7 +21,7 @@ ls "$scratch"/results/*-demo/report.json "$scratch"/results/*-demo/report.html
 python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["runs"]) == 2' "$scratch"/results/*-demo/report.json
 echo "cargo run --release -p loadgen: drives the embedded server and writes its report"
 
-cargo run --release -p reactor -- --port 0 --http-port 0 >"$scratch/ready" &
+cargo run --release -p reactor -- --port 0 --http-port 0 --dir "$scratch" >"$scratch/ready" &
 server=$!
 for _ in $(seq 1200); do
     grep -q '^ready ' "$scratch/ready" && break

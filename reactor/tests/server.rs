@@ -60,7 +60,11 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
-        Self::spawn(Command::new(BINARY).args(["--port", "0", "--http-port", "0"]).args(arguments))
+        Self::spawn(
+            Command::new(BINARY)
+                .args(["--port", "0", "--http-port", "0", "--durability", "off"])
+                .args(arguments),
+        )
     }
 
     fn spawn(command: &mut Command) -> Running {
@@ -262,7 +266,16 @@ fn the_ready_line_tells_where_everything_listens() {
 #[test]
 fn listeners_are_those_that_were_asked_for() {
     let scratch = Scratch::new("listeners");
-    let server = Running::start(&["--http", "no", "--bind", "127.0.0.1", "--bind", "-192.0.2.1"]);
+    let server = Running::start(&[
+        "--http",
+        "no",
+        "--durability",
+        "off",
+        "--bind",
+        "127.0.0.1",
+        "--bind",
+        "-192.0.2.1",
+    ]);
     assert_eq!(server.field("http"), None);
     server.client().ping();
     server.stop();
@@ -275,7 +288,7 @@ fn listeners_are_those_that_were_asked_for() {
     Client::unix(&path).ping();
     server.stop();
     // Both families on one port.
-    let server = Running::start(&["--bind", "127.0.0.1 -::1", "--http", "no"]);
+    let server = Running::start(&["--bind", "127.0.0.1 -::1", "--http", "no", "--durability", "off"]);
     let addresses: Vec<SocketAddr> =
         server.field("resp").unwrap().split(',').map(|address| address.parse().unwrap()).collect();
     for address in &addresses {
@@ -356,7 +369,7 @@ fn twenty_restarts_on_one_port() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         for round in 0..20 {
             let start = Instant::now();
-            let arguments = ["--io", driver, "--port", &port, "--http", "no"];
+            let arguments = ["--io", driver, "--port", &port, "--http", "no", "--durability", "off"];
             let server = Running::spawn(Command::new(BINARY).args(arguments));
             assert!(start.elapsed() < Duration::from_secs(5), "start {round} took {:?}", start.elapsed());
             let mut clients: Vec<_> = (0..5).map(|_| server.client()).collect();
@@ -382,7 +395,8 @@ fn a_killed_server_leaves_nothing_in_the_way() {
         server.signal("KILL");
         server.wait(PATIENCE);
         assert!(Path::new(&path).exists());
-        let arguments = ["--io", driver, "--port", &port, "--http", "no", "--unixsocket", &path];
+        let arguments =
+            ["--io", driver, "--port", &port, "--http", "no", "--durability", "off", "--unixsocket", &path];
         let server = Running::spawn(Command::new(BINARY).args(arguments));
         Client::unix(&path).ping();
         server.client().ping();
@@ -415,6 +429,13 @@ fn wrong_usage_is_told_and_ends_with_code_2() {
 }
 
 #[test]
+fn the_last_of_several_equal_flags_wins() {
+    let output = run(&["--maxclients", "7", "--maxclients", "8", "--print-config"]);
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("maxclients = 8"), "{printed}");
+}
+
+#[test]
 fn answers_are_printed_and_end_with_code_0() {
     let output = run(&["--version"]);
     assert!(output.status.success());
@@ -432,8 +453,20 @@ fn answers_are_printed_and_end_with_code_0() {
 fn what_print_config_prints_is_what_a_server_serves_with() {
     let scratch = Scratch::new("print");
     let path = scratch.path("socket");
-    let chosen =
-        ["--port", "0", "--http", "no", "--maxclients", "77", "--unixsocket", &path, "--io", "epoll"];
+    let chosen = [
+        "--port",
+        "0",
+        "--http",
+        "no",
+        "--durability",
+        "off",
+        "--maxclients",
+        "77",
+        "--unixsocket",
+        &path,
+        "--io",
+        "epoll",
+    ];
     let output = run(&[&chosen[..], &["--print-config"]].concat());
     assert!(output.status.success());
     let printed = String::from_utf8(output.stdout).unwrap();
@@ -482,12 +515,12 @@ fn a_living_unix_socket_and_a_file_are_not_touched() {
     let scratch = Scratch::new("living");
     let path = scratch.path("socket");
     let server = Running::start(&["--unixsocket", &path]);
-    let told = refused(&["--port", "0", "--http", "no", "--unixsocket", &path], 1);
+    let told = refused(&["--port", "0", "--http", "no", "--durability", "off", "--unixsocket", &path], 1);
     assert!(told.contains("a living server answers there"), "{told}");
     Client::unix(&path).ping();
     server.stop();
     let file = scratch.file("data", "precious");
-    let told = refused(&["--port", "0", "--http", "no", "--unixsocket", &file], 1);
+    let told = refused(&["--port", "0", "--http", "no", "--durability", "off", "--unixsocket", &file], 1);
     assert!(told.contains("is no socket"), "{told}");
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 }
@@ -533,17 +566,27 @@ fn shards_run_where_they_are_pinned() {
         assert!(shard.contains(&format!("\nCpus_allowed_list:\t{core}\n")), "{shard}");
         server.stop();
     }
-    let told = refused(&["--port", "0", "--http", "no", "--pin", "60000"], 1);
+    let told = refused(&["--port", "0", "--http", "no", "--durability", "off", "--pin", "60000"], 1);
     assert!(told.contains("cannot pin to core 60000: this machine has no such core"), "{told}");
 }
 
 #[test]
 fn too_few_descriptors_are_told() {
-    let output = limited("ulimit -n 100").args(["--port", "0", "--http", "no"]).output().unwrap();
+    let output = limited("ulimit -n 100")
+        .args(["--port", "0", "--http", "no", "--durability", "off"])
+        .output()
+        .unwrap();
     let told = told(output, 1);
     assert!(told.contains("the limit on open files is 100") && told.contains("ulimit -n"), "{told}");
 
-    let server = Running::spawn(limited("ulimit -n 1000").args(["--port", "0", "--http", "no"]));
+    let server = Running::spawn(limited("ulimit -n 1000").args([
+        "--port",
+        "0",
+        "--http",
+        "no",
+        "--durability",
+        "off",
+    ]));
     let warning = server.messages.recv_timeout(PATIENCE).unwrap();
     assert!(warning.contains("maxclients is 840 instead of 10000"), "{warning}");
     assert_eq!(server.client().bulk("CONFIG GET maxclients"), "maxclients 840");
@@ -557,10 +600,16 @@ fn too_little_locked_memory_is_told_or_done_without() {
         return; // there is no io_uring to be short of memory for
     }
     let none = || limited("ulimit -l 0");
-    let told = told(none().args(["--port", "0", "--http", "no", "--io", "io_uring"]).output().unwrap(), 1);
+    let told = told(
+        none()
+            .args(["--port", "0", "--http", "no", "--durability", "off", "--io", "io_uring"])
+            .output()
+            .unwrap(),
+        1,
+    );
     assert!(told.contains("the limit is 0 KiB") && told.contains("--io epoll"), "{told}");
 
-    let server = Running::spawn(none().args(["--port", "0", "--http", "no"]));
+    let server = Running::spawn(none().args(["--port", "0", "--http", "no", "--durability", "off"]));
     let warning = server.messages.recv_timeout(PATIENCE).unwrap();
     assert!(
         warning.contains("serving with epoll instead of io_uring") && warning.contains("ulimit -l"),
@@ -573,7 +622,8 @@ fn too_little_locked_memory_is_told_or_done_without() {
     assert!(info.contains("multiplexing_api:epoll\r\n"), "{info}");
     server.stop();
 
-    Running::spawn(none().args(["--port", "0", "--http", "no", "--io", "epoll"])).stop();
+    Running::spawn(none().args(["--port", "0", "--http", "no", "--durability", "off", "--io", "epoll"]))
+        .stop();
 }
 
 /// The queue behind the ring: too small for its default size, it says so and does not fail silently.
@@ -607,7 +657,7 @@ fn switches_of_the_ring_reach_it() {
 }
 
 fn free_ports() -> Config {
-    Config { port: 0, http_port: 0, ..Config::default() }
+    Config { port: 0, http_port: 0, durability: "off".into(), ..Config::default() }
 }
 
 #[test]

@@ -42,7 +42,17 @@ impl Running {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let socket = std::env::temp_dir().join(format!("millrace-shards-{}-{number}", std::process::id()));
         let mut command = Command::new(BINARY);
-        command.args(["--io", driver, "--shards", &shards.to_string(), "--http-port", "0", "--unixsocket"]);
+        command.args([
+            "--io",
+            driver,
+            "--shards",
+            &shards.to_string(),
+            "--http-port",
+            "0",
+            "--durability",
+            "off",
+            "--unixsocket",
+        ]);
         command.arg(&socket);
         if !arguments.contains(&"--port") {
             command.args(["--port", "0"]);
@@ -332,7 +342,7 @@ fn a_port_that_another_server_would_share_is_refused() {
     let address = stranger.local_addr().unwrap().as_socket().unwrap();
     let refused = |address: SocketAddr| {
         let port = address.port().to_string();
-        let output = run(&["--shards", "2", "--http", "no", "--port", &port]);
+        let output = run(&["--shards", "2", "--http", "no", "--durability", "off", "--port", &port]);
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(

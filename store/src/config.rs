@@ -275,7 +275,7 @@ settings! {
     hop_queue: u32 = "hop-queue", Kind::Integer { min: 1, max: 1_048_576 }, "1024", fixed, "Messages that may be on their way from one shard to another.";
     pin: String = "pin", Kind::Text, "", fixed, "Cores for the shards in order, such as 0 or 0,2-5; empty: one shard is not pinned, several are, each to a core of its own where there are enough.";
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
-    durability: String = "durability", Kind::Choice(&["always", "everysec", "off"]), "off", fixed, "What an acknowledged write survives; always: everything but the loss of the disk; everysec: the same, but for the last second; off: there is no log.";
+    durability: String = "durability", Kind::Choice(&["always", "everysec", "off"]), "always", fixed, "What an acknowledged write survives; always: everything but the loss of the disk; everysec: the same, but for the last second; off: there is no log.";
     log_write_mode: String = "log-write-mode", Kind::Choice(&["direct", "dsync", "fdatasync"]), "direct", fixed, "How a block of the log becomes durable: past the page cache, through it, or by a flush behind the write.";
     log_segment_size: u64 = "log-segment-size", Kind::Memory { min: 1 << 20, max: 1 << 30 }, "64mb", fixed, "Bytes of one file of the log.";
     recover_to: String = "recover-to", Kind::Text, "", fixed, "Recover to this LSN or RFC 3339 time and leave out for good what is behind it; empty: everything.";

@@ -67,7 +67,9 @@ start() {
         servers+=($!)
         await "$name" "$log" $! 'Ready to accept connections'
     else
-        "$server" --port 0 --http-port 0 --unixsocket "$scratch/$name.sock" --dir "$scratch" --io "$driver" --shards "$shards" "$@" >"$log" 2>&1 &
+        # As a visitor starts it: with its log. A directory belongs to one server, and holds nothing yet.
+        rm -rf "$scratch/$name.data" && mkdir "$scratch/$name.data"
+        "$server" --port 0 --http-port 0 --unixsocket "$scratch/$name.sock" --dir "$scratch/$name.data" --io "$driver" --shards "$shards" "$@" >"$log" 2>&1 &
         servers+=($!)
         await "$name" "$log" $! '^ready '
         line=$(grep -m1 '^ready ' "$log")

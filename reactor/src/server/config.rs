@@ -131,7 +131,7 @@ fn flag(setting: &'static Setting) -> Arg {
         default => format!(" [default: {default}]"),
     };
     let several = setting.name == "bind";
-    Arg::new(setting.name)
+    let flag = Arg::new(setting.name)
         .long(setting.name)
         .value_name("VALUE")
         .action(if several { ArgAction::Append } else { ArgAction::Set })
@@ -139,7 +139,9 @@ fn flag(setting: &'static Setting) -> Arg {
         // Redis writes `-::1` for an address that may be missing.
         .allow_hyphen_values(several)
         .hide_default_value(true)
-        .help(format!("{}{choices}{default}", setting.summary.trim_end_matches('.')))
+        .help(format!("{}{choices}{default}", setting.summary.trim_end_matches('.')));
+    // As in Redis the last of several wins, so that a script may add to a command it was given.
+    if several { flag } else { flag.overrides_with(setting.name) }
 }
 
 fn apply_flags(settings: &mut Settings, matches: &ArgMatches) -> Result<(), String> {

@@ -39,7 +39,7 @@ impl Server {
             std::env::temp_dir().join(format!("millrace-robustness-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the server");
         let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
-        command.args(["--io", io, "--http-port", "0", "--dir"]).arg(&folder);
+        command.args(["--io", io, "--http-port", "0", "--durability", "off", "--dir"]).arg(&folder);
         command.arg("--unixsocket").arg(folder.join("socket"));
         if !arguments.contains(&"--port") {
             command.args(["--port", "0"]);

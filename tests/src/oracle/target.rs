@@ -237,7 +237,7 @@ impl Process {
         let directory = fresh_directory()?;
         let path = directory.join("millrace.sock");
         let mut command = Command::new(binary);
-        command.args(["--port", "0", "--http-port", "0"]).args(arguments);
+        command.args(["--port", "0", "--http-port", "0", "--durability", "off"]).args(arguments);
         command.arg("--unixsocket").arg(&path).arg("--dir").arg(&directory);
         let (child, line) = start(command, "ready")?;
         let address = if unix {
