@@ -8,7 +8,8 @@
 //! | [`config`] | flags, configuration file, and what the reactor itself heeds of them |
 //! | [`mailbox`] | messages between shards, and how they sleep and wake |
 //! | [`log_handle`] | what shards and the log's thread share: batches, room, the durable LSN |
-//! | [`log_thread`] | the owner of the log: one order for all shards, group commit, failure |
+//! | [`log_owner`] | the owner of the log: one order for all shards, group commit, failure |
+//! | [`log_thread`] | the threads it runs on: one that writes, one that helps |
 //! | [`recovery`] | what the log holds, before anybody is served |
 //! | [`topology`] | what runs where |
 //! | [`start`] | listeners, driver, thread: starting and stopping |
@@ -17,6 +18,7 @@ pub mod config;
 pub mod event;
 pub mod log_end;
 pub mod log_handle;
+pub mod log_owner;
 pub mod log_thread;
 pub mod mailbox;
 pub mod pipeline;
