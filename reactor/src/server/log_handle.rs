@@ -65,6 +65,16 @@ impl LogBatch {
         self.records.len()
     }
 
+    /// The records: LSN and payload.
+    pub fn records(&self) -> impl Iterator<Item = (Lsn, &[u8])> {
+        let mut begin = 0;
+        self.records.iter().map(move |entry| {
+            let payload = &self.bytes[begin..entry.end];
+            begin = entry.end;
+            (Lsn(entry.lsn), payload)
+        })
+    }
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
@@ -86,34 +96,48 @@ impl LogBatch {
     }
 }
 
-/// What a log thread is told.
-pub(super) enum Message {
+/// What the log's owner is told.
+#[derive(Debug)]
+pub enum Message {
+    /// A shard's turn.
     Records(LogBatch),
     /// An operation of the helper is done.
     Done(Done),
-    /// Room for so many bytes is wanted; see [`LogShared::wish`].
+    /// Room is wanted; `LogShared` knows how much.
     WantRoom,
     /// Everything appended so far is to become durable.
     Flush,
+    /// See [`LogThread::set_policy`](super::log_thread::LogThread::set_policy).
     SetPolicy(FlushPolicy),
+    /// See [`LogThread::release`](super::log_thread::LogThread::release).
     Release(Lsn),
+    /// See [`LogThread::close`](super::log_thread::LogThread::close).
     Close,
+    /// See [`LogThread::abandon`](super::log_thread::LogThread::abandon).
     Abandon,
 }
 
-pub(super) struct Done {
-    pub(super) completion: Completion,
-    pub(super) what: HelperWork,
-    pub(super) elapsed_us: u64,
+/// Something the helper has done.
+#[derive(Debug)]
+pub struct Done {
+    /// What became of it.
+    pub completion: Completion,
+    /// What it was, as it was handed out.
+    pub what: HelperWork,
+    /// How long it took.
+    pub elapsed_us: u64,
 }
 
-/// What the log's thread has to know of the work it gave away.
+/// What the log's owner has to know of the work it gave away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HelperWork {
-    /// A spare got a segment's name, which is not durable yet.
+pub enum HelperWork {
+    /// A spare gets a segment's name, which is not durable yet.
     Name,
+    /// Names become durable.
     FlushDirectory,
+    /// Blocks become durable.
     FlushSegment,
+    /// Anything else.
     Other,
 }
 

@@ -1,21 +1,42 @@
-//! The log's owner: puts the records of all shards into one order and has them written.
+//! The log's owner: puts the records of all shards into one order and has them written. Pure but for what it shares
+//! with the shards: no thread, no clock, no system call.
+//!
+//! What is decided about blocks and segments is decided by [`wal::group_commit::GroupCommit`]; the owner puts batches
+//! into LSN order before it, keeps the account of memory and room, and tells the shards what is durable. A round, as
+//! its thread takes it:
+//!
+//! ```text
+//! for each message:  handle          records, room wanted, what the helper has done
+//! append                             what is next in the order of LSNs
+//! poll_operation                     a block: written by the owner's thread itself, which stands in that one call,
+//!                                    then handle_block and once more; all else is the helper's
+//! publish                            what is durable, what room there is; wakes shards
+//! is_finished? handle_time, wake_at  what is due; when to look again
+//! ```
+//!
+//! While a block is on its way nothing but messages gathers: whoever steps the owner calls nothing between
+//! [`LogOwner::poll_operation`] handing out a block and [`LogOwner::handle_block`]. [`log_thread`](super::log_thread)
+//! runs it on threads, the simulator in `tests/` beside shards on a clock of its own.
 
-use super::log_handle::{HelperWork, LogBatch, LogMetrics, LogShared, LogState, Message};
-use crate::clock::monotonic_ns;
-use crate::io::log_files::{LogDisk, LogWriteMode};
+use super::log_handle::{HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Waker};
+use crate::io::log_files::LogWriteMode;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
-use wal::group_commit::{GroupCommit, Refused};
+use wal::checksum::Checksum;
+use wal::group_commit::{GroupCommit, Refused, Start};
 use wal::lsn::Lsn;
-use wal::operation::{Action, Operation};
+use wal::operation::{Action, Completion, Operation, Sync};
 use wal::record::FRAME_BYTES;
 use wal::segment::{FIRST_BLOCK_OFFSET, FileName};
 use wal::settings::{FlushPolicy, Settings};
 
 /// Records that are appended before the disk is looked after again.
 const ROUND_BYTES: usize = 1 << 20;
+/// Batches kept for a shard to use again.
+const EMPTY_BATCHES: usize = 16;
 /// A batch that grew beyond this is given back to the allocator.
 const EMPTY_BATCH_BYTES_MAX: usize = 256 << 10;
 /// Not promised to anybody: marks take it, the blocks without records that say what is durable.
@@ -69,7 +90,7 @@ impl Default for LogOptions {
 }
 
 impl LogOptions {
-    pub(super) fn settings(&self) -> Result<Settings, String> {
+    fn settings(&self) -> Result<Settings, String> {
         let settings = Settings {
             segment_bytes: self.segment_bytes,
             block_bytes_max: self.block_bytes_max,
@@ -101,7 +122,7 @@ fn is_due(at: &mut Option<u64>, now: u64, period: Duration, wanted: bool) -> boo
 
 /// How much certainly fits: the current segment's rest and the prepared ones, seen from the operations.
 #[derive(Debug)]
-pub(super) struct RoomMeter {
+struct RoomMeter {
     segment_bytes: u64,
     /// The last block of a segment may not fit.
     lost_at_end: u64,
@@ -112,7 +133,7 @@ pub(super) struct RoomMeter {
 }
 
 impl RoomMeter {
-    pub(super) fn new(settings: &Settings) -> RoomMeter {
+    fn new(settings: &Settings) -> RoomMeter {
         let (segment_bytes, lost_at_end) = (settings.segment_bytes, settings.block_bytes_max as u64 - 4096);
         RoomMeter { segment_bytes, lost_at_end, current: None, current_left: 0, prepared: 0, is_named: false }
     }
@@ -145,7 +166,7 @@ impl RoomMeter {
 }
 
 /// A batch of which something is still to be appended.
-pub(super) struct Waiting {
+struct Waiting {
     batch: LogBatch,
     /// The next record.
     at: usize,
@@ -162,7 +183,7 @@ impl Waiting {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Closing {
+enum Closing {
     No,
     /// What is there is appended first.
     Gathering,
@@ -171,63 +192,120 @@ pub(super) enum Closing {
     Abandoned,
 }
 
-/// The log's thread.
-pub(super) struct Owner<D> {
-    pub(super) log: GroupCommit,
-    pub(super) meter: RoomMeter,
-    pub(super) disk: Arc<D>,
-    pub(super) messages: Receiver<Message>,
-    pub(super) work: Sender<(Operation, HelperWork)>,
-    pub(super) helper_busy: usize,
-    pub(super) returns: Vec<SyncSender<LogBatch>>,
-    pub(super) shared: Arc<LogShared>,
-    pub(super) state: LogState,
-    /// Batches by the LSN they go on with. The first is the next, or a record of another shard is missing.
-    pub(super) waiting: BTreeMap<u64, Waiting>,
-    /// Memory that is free again when an LSN is durable, in their order.
-    pub(super) pending: VecDeque<(Lsn, u64)>,
-    /// Room that was reserved for what has been appended since this was last published.
-    pub(super) reserved_of_appended: u64,
-    pub(super) metrics: LogMetrics,
-    /// Room that was asked for in vain, until it is there.
-    pub(super) wanted_room: u64,
-    /// A flush was asked for when records up to here were on their way.
-    pub(super) flush_to: Option<Lsn>,
-    /// Times of CLOCK_MONOTONIC.
-    pub(super) next_flush: Option<u64>,
-    pub(super) next_retry: Option<u64>,
-    pub(super) next_mark: Option<u64>,
-    /// Nothing has come since a mark was asked for.
-    pub(super) is_marked: bool,
-    pub(super) closing: Closing,
-    pub(super) ready: Option<SyncSender<()>>,
-    pub(super) options: LogOptions,
+/// What is to be done next, and by whom.
+#[derive(Debug)]
+pub enum Work {
+    /// A block, for the owner's own thread: its completion goes to [`LogOwner::handle_block`].
+    Block(Operation),
+    /// Something slow that no record waits for: its completion comes back as [`Message::Done`].
+    Helper(Operation, HelperWork),
 }
 
-impl<D: LogDisk> Owner<D> {
-    pub(super) fn run(mut self) -> Result<(), String> {
-        loop {
-            while let Ok(message) = self.messages.try_recv() {
-                self.take(message);
-            }
-            let is_abandoned = self.closing == Closing::Abandoned;
-            if is_abandoned {
-                break;
-            }
-            let appended = self.append();
-            self.act();
-            self.publish();
-            if self.is_finished() {
-                break;
-            }
-            if !appended {
-                self.wait();
-            }
-        }
-        self.finish()
+/// A log that has begun.
+#[derive(Debug)]
+pub struct OpenedLog {
+    /// The owner.
+    pub owner: LogOwner,
+    /// One for each shard.
+    pub handles: Vec<LogHandle>,
+    /// The way to the owner.
+    pub queue: Sender<Message>,
+    /// Its end, for whoever steps the owner.
+    pub messages: Receiver<Message>,
+}
+
+/// See the module.
+pub struct LogOwner {
+    log: GroupCommit,
+    meter: RoomMeter,
+    helper_busy: usize,
+    /// A block is on its way; whether it is durable when it is written.
+    writing: Option<bool>,
+    returns: Vec<SyncSender<LogBatch>>,
+    shared: Arc<LogShared>,
+    state: LogState,
+    /// Batches by the LSN they go on with. The first is the next, or a record of another shard is missing.
+    waiting: BTreeMap<u64, Waiting>,
+    /// Memory that is free again when an LSN is durable, in their order.
+    pending: VecDeque<(Lsn, u64)>,
+    /// Room that was reserved for what has been appended since this was last published.
+    reserved_of_appended: u64,
+    metrics: LogMetrics,
+    /// Room that was asked for in vain, until it is there.
+    wanted_room: u64,
+    /// A flush was asked for when records up to here were on their way.
+    flush_to: Option<Lsn>,
+    /// Times of CLOCK_MONOTONIC.
+    next_flush: Option<u64>,
+    next_retry: Option<u64>,
+    next_mark: Option<u64>,
+    /// Nothing has come since a mark was asked for.
+    is_marked: bool,
+    closing: Closing,
+    options: LogOptions,
+}
+
+impl fmt::Debug for LogOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogOwner({:?})", self.shared)
+    }
+}
+
+impl LogOwner {
+    /// Begins where `start` says, with one handle for each waker.
+    pub fn open(
+        start: &Start,
+        options: LogOptions,
+        checksum: Checksum,
+        wakers: Vec<Waker>,
+    ) -> Result<OpenedLog, String> {
+        let settings = options.settings()?;
+        let shards = wakers.len();
+        let shared = Arc::new(LogShared::new(
+            start.next_lsn,
+            start.epoch,
+            options.pending_bytes_max,
+            options.block_bytes_max,
+            wakers,
+        ));
+        let (queue, messages) = channel();
+        let (returns, empties): (Vec<_>, Vec<_>) =
+            (0..shards).map(|_| sync_channel::<LogBatch>(EMPTY_BATCHES)).unzip();
+        let handles = empties.into_iter().enumerate();
+        let handles = handles
+            .map(|(shard, empties)| LogHandle::new(Arc::clone(&shared), queue.clone(), empties, shard))
+            .collect();
+        let owner = LogOwner {
+            log: GroupCommit::new(settings, start, checksum),
+            meter: RoomMeter::new(&settings),
+            helper_busy: 0,
+            writing: None,
+            returns,
+            shared,
+            state: LogState::Open,
+            waiting: BTreeMap::new(),
+            pending: VecDeque::new(),
+            reserved_of_appended: 0,
+            metrics: LogMetrics::default(),
+            wanted_room: 0,
+            flush_to: None,
+            next_flush: None,
+            next_retry: None,
+            next_mark: None,
+            is_marked: false,
+            closing: Closing::No,
+            options,
+        };
+        Ok(OpenedLog { owner, handles, queue, messages })
     }
 
-    fn take(&mut self, message: Message) {
+    /// What everybody sees.
+    pub fn shared(&self) -> &Arc<LogShared> {
+        &self.shared
+    }
+
+    /// Takes a message.
+    pub fn handle(&mut self, message: Message) {
         match message {
             Message::Records(batch) => {
                 self.is_marked = false;
@@ -267,7 +345,23 @@ impl<D: LogDisk> Owner<D> {
     }
 
     /// Appends what is next, up to a bound. True if there may be more to do at once.
-    fn append(&mut self) -> bool {
+    pub fn append(&mut self) -> bool {
+        debug_assert!(self.writing.is_none(), "the owner stands in a write");
+        let is_more = self.append_next();
+        // What cannot be appended now never will: records of a shard that is gone are missing before it, or the disk
+        // is full.
+        if self.closing == Closing::Gathering && self.log.failure().is_none() {
+            let next = self.waiting.first_key_value().map(|(&lsn, _)| lsn);
+            let can_go_on = next == Some(self.log.appended_lsn().next().0) && self.log.shortage().is_none();
+            if !can_go_on {
+                self.log.close();
+                self.closing = Closing::Closed;
+            }
+        }
+        is_more
+    }
+
+    fn append_next(&mut self) -> bool {
         let mut left = ROUND_BYTES;
         while let Some(entry) = self.waiting.first_entry()
             && *entry.key() == self.log.appended_lsn().next().0
@@ -337,41 +431,38 @@ impl<D: LogDisk> Owner<D> {
         }
     }
 
-    /// Performs what the writer wants done: blocks here, all else by the helper.
-    fn act(&mut self) {
-        while let Some(operation) = self.log.poll_operation() {
-            let what = match &operation.action {
-                Action::Write { file: file @ FileName::Segment(_), offset, buffer, start, .. } => {
-                    self.meter.write(*file, *offset, buffer.as_slice().len() - start);
-                    self.write_block(operation);
-                    // A shard that waits for this block must not wait for the next.
-                    self.publish();
-                    continue;
-                }
-                Action::Rename { to: FileName::Segment(_), .. } => HelperWork::Name,
-                Action::FlushDirectory => HelperWork::FlushDirectory,
-                Action::Flush { file: FileName::Segment(_) } => HelperWork::FlushSegment,
-                _ => HelperWork::Other,
-            };
-            self.helper_busy += 1;
-            if self.work.send((operation, what)).is_err() {
-                unreachable!("the helper lives as long as its orders");
+    /// The next thing the writer wants done.
+    pub fn poll_operation(&mut self) -> Option<Work> {
+        debug_assert!(self.writing.is_none(), "the owner stands in a write");
+        let operation = self.log.poll_operation()?;
+        let what = match &operation.action {
+            Action::Write { file: file @ FileName::Segment(_), offset, buffer, start, sync } => {
+                self.meter.write(*file, *offset, buffer.as_slice().len() - start);
+                self.writing = Some(*sync != Sync::None);
+                return Some(Work::Block(operation));
             }
-        }
+            Action::Rename { to: FileName::Segment(_), .. } => HelperWork::Name,
+            Action::FlushDirectory => HelperWork::FlushDirectory,
+            Action::Flush { file: FileName::Segment(_) } => HelperWork::FlushSegment,
+            _ => HelperWork::Other,
+        };
+        self.helper_busy += 1;
+        Some(Work::Helper(operation, what))
     }
 
-    fn write_block(&mut self, operation: Operation) {
-        let flushes =
-            matches!(&operation.action, Action::Write { sync, .. } if *sync != wal::operation::Sync::None);
-        let begun = monotonic_ns();
-        let completion = self.disk.perform(operation);
-        if flushes && completion.result.is_ok() {
-            self.metrics.add_flush((monotonic_ns() - begun) / 1000);
+    /// A block is written, or not, and it took so long. Says at once what is durable: a shard that waits for this block must
+    /// not wait for the next.
+    pub fn handle_block(&mut self, completion: Completion, elapsed_us: u64) {
+        let flushed = self.writing.take().expect("a block was on its way");
+        if flushed && completion.result.is_ok() {
+            self.metrics.add_flush(elapsed_us);
         }
         self.log.handle_completion(completion);
+        self.publish();
     }
 
-    fn publish(&mut self) {
+    /// Tells the shards how the log is, and wakes those whom it concerns.
+    pub fn publish(&mut self) {
         if let Some(failure) = self.log.failure() {
             if !matches!(self.state, LogState::Failed(_)) {
                 self.state = LogState::Failed(failure);
@@ -405,12 +496,11 @@ impl<D: LogDisk> Owner<D> {
         let room = self.room();
         let appended = std::mem::take(&mut self.reserved_of_appended);
         self.shared.publish(durable, room, appended, is_short, &self.state);
-        if (room > 0 || self.state != LogState::Open)
-            && let Some(ready) = self.ready.take()
-        {
-            // One message, room for one.
-            let _ = ready.try_send(());
-        }
+    }
+
+    /// The first segment is there, or it is known that there will be none for now.
+    pub fn is_ready(&self) -> bool {
+        self.state != LogState::Open || self.room() > 0
     }
 
     /// What can be promised.
@@ -418,70 +508,49 @@ impl<D: LogDisk> Owner<D> {
         self.meter.bytes().saturating_sub(self.log.pending_bytes() + ROOM_KEPT_BYTES)
     }
 
-    /// Waits for a message, or until it is time for something.
-    fn wait(&mut self) {
-        let now = monotonic_ns();
+    /// Sees to what is due now, when there is nothing else to do. True: there is now, do not wait.
+    pub fn handle_time(&mut self, now: u64) -> bool {
         let is_pending = self.log.durable_lsn() < self.log.appended_lsn();
         let is_everysec = self.options.policy == FlushPolicy::OnRequest;
         if is_due(&mut self.next_flush, now, self.options.flush_period, is_everysec && is_pending) {
-            return self.log.request_flush();
+            self.log.request_flush();
+            return true;
         }
         if is_due(&mut self.next_retry, now, self.options.retry_period, self.log.shortage().is_some()) {
-            return self.log.retry();
+            self.log.retry();
+            return true;
         }
         let is_idle = !self.is_marked && !is_pending && self.waiting.is_empty();
         if is_due(&mut self.next_mark, now, self.options.idle_period, is_idle) {
             self.is_marked = true;
-            return self.log.write_mark();
+            self.log.write_mark();
+            return true;
         }
-        let wake_at = [self.next_flush, self.next_retry, self.next_mark].into_iter().flatten().min();
-        self.receive(now, wake_at);
+        false
     }
 
-    fn receive(&mut self, now: u64, wake_at: Option<u64>) {
-        let spin_until = now + self.options.spin.as_nanos() as u64;
-        while monotonic_ns() < spin_until {
-            match self.messages.try_recv() {
-                Ok(message) => return self.take(message),
-                Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                Err(TryRecvError::Disconnected) => break,
-            }
-        }
-        let received = match wake_at {
-            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => self.messages.recv_timeout(Duration::from_nanos(at.saturating_sub(now))),
+    /// When something is due, if no message comes before.
+    pub fn wake_at(&self) -> Option<u64> {
+        [self.next_flush, self.next_retry, self.next_mark].into_iter().flatten().min()
+    }
+
+    /// The log was abandoned, and nothing more is to be done.
+    pub fn is_abandoned(&self) -> bool {
+        self.closing == Closing::Abandoned
+    }
+
+    /// The log was closed, and nothing is on its way any more.
+    pub fn is_finished(&self) -> bool {
+        let is_settled = match self.closing {
+            Closing::No => return false,
+            _ if self.log.failure().is_some() => true,
+            closing => closing == Closing::Closed && self.log.is_closed(),
         };
-        match received {
-            Ok(message) => self.take(message),
-            Err(RecvTimeoutError::Timeout) => {}
-            // The helper holds a sender, so this is not reached while it lives.
-            Err(RecvTimeoutError::Disconnected) => self.closing = Closing::Abandoned,
-        }
+        is_settled && self.helper_busy == 0
     }
 
-    /// Goes through the steps of closing; true at the end.
-    fn is_finished(&mut self) -> bool {
-        if self.closing == Closing::No {
-            return false;
-        }
-        if self.log.failure().is_some() {
-            return self.helper_busy == 0;
-        }
-        if self.closing == Closing::Gathering {
-            // What cannot be appended now never will: records of a shard that is gone are missing before it, or
-            // the disk is full.
-            let next = self.waiting.first_key_value().map(|(&lsn, _)| lsn);
-            let can_go_on = next == Some(self.log.appended_lsn().next().0) && self.log.shortage().is_none();
-            if !can_go_on {
-                self.log.close();
-                self.closing = Closing::Closed;
-                self.act();
-            }
-        }
-        self.closing == Closing::Closed && self.log.is_closed() && self.helper_busy == 0
-    }
-
-    fn finish(mut self) -> Result<(), String> {
+    /// The end. The error says what could not be made durable.
+    pub fn finish(mut self) -> Result<(), String> {
         let result = match (&self.state, self.waiting.first_key_value()) {
             (_, _) if self.closing == Closing::Abandoned => Ok(()),
             (LogState::Failed(failure), _) => Err(failure.to_string()),

@@ -1,4 +1,4 @@
-//! The log's owner: one thread per node that puts the records of all shards into one order and has them written.
+//! The log's threads: the one that writes blocks, and one that helps.
 //!
 //! ```text
 //! shards ── batches, any order ──▶ log thread: in LSN order, group commit ── blocks ──▶ disk (one call each)
@@ -6,32 +6,27 @@
 //!    └── durable_lsn, wakers ─────────┘    └──▶ helper thread: segments prepared, removed; flushes once a second
 //! ```
 //!
-//! What is decided is decided by [`wal::group_commit::GroupCommit`]; this thread performs. A block is written by
-//! the thread itself, in one system call that returns when it is durable; while it does, the records of the next
+//! What is decided is decided by [`LogOwner`]; the threads perform and wait. A block is written by the log's thread
+//! itself, in one system call that returns when it is durable; while it does, the records of the next
 //! block gather in the queue. Everything slow that no record waits for (zeros, renames, deletions, directory
 //! flushes) is the helper's, so that it never stands before a block. No shard ever waits in here.
 
-use super::log_handle::{
-    Done, HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Waker,
-};
+use super::log_handle::{Done, HelperWork, LogHandle, LogShared, Message, Waker};
 pub use super::log_owner::LogOptions;
-use super::log_owner::{Closing, Owner, RoomMeter};
+use super::log_owner::{LogOwner, OpenedLog, Work};
 use crate::clock::monotonic_ns;
 use crate::cpu;
 use crate::io::log_files::{LogDisk, checksum};
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
-use wal::group_commit::{GroupCommit, Start};
+use std::time::Duration;
+use wal::group_commit::Start;
 use wal::lsn::Lsn;
 use wal::operation::Operation;
 use wal::settings::FlushPolicy;
-
-/// Batches kept for a shard to use again.
-const EMPTY_BATCHES: usize = 16;
 
 /// The log's threads. Dropping it closes the log.
 pub struct LogThread {
@@ -55,26 +50,13 @@ impl LogThread {
         options: LogOptions,
         wakers: Vec<Waker>,
     ) -> io::Result<(LogThread, Vec<LogHandle>)> {
-        let settings =
-            options.settings().map_err(|wrong| io::Error::new(io::ErrorKind::InvalidInput, wrong))?;
-        let shards = wakers.len();
-        let shared = Arc::new(LogShared::new(
-            start.next_lsn,
-            start.epoch,
-            options.pending_bytes_max,
-            options.block_bytes_max,
-            wakers,
-        ));
-        let (queue, messages) = channel();
-        let (returns, empties): (Vec<_>, Vec<_>) =
-            (0..shards).map(|_| sync_channel::<LogBatch>(EMPTY_BATCHES)).unzip();
-        let handles = empties.into_iter().enumerate();
-        let handles = handles
-            .map(|(shard, empties)| LogHandle::new(Arc::clone(&shared), queue.clone(), empties, shard))
-            .collect();
+        let (core, spin) = (options.core, options.spin);
+        let opened = LogOwner::open(start, options, checksum(), wakers)
+            .map_err(|wrong| io::Error::new(io::ErrorKind::InvalidInput, wrong))?;
+        let OpenedLog { owner, handles, queue, messages } = opened;
+        let shared = Arc::clone(owner.shared());
         let disk = Arc::new(disk);
         let (work, orders) = channel();
-        let core = options.core;
         let helper = {
             let (disk, done) = (Arc::clone(&disk), queue.clone());
             Builder::new().name("log-helper".into()).spawn(move || {
@@ -83,34 +65,11 @@ impl LogThread {
             })?
         };
         let (ready, is_ready) = sync_channel(1);
-        let owner = Owner {
-            log: GroupCommit::new(settings, start, checksum()),
-            meter: RoomMeter::new(&settings),
-            disk,
-            messages,
-            work,
-            helper_busy: 0,
-            returns,
-            shared: Arc::clone(&shared),
-            state: LogState::Open,
-            waiting: BTreeMap::new(),
-            pending: VecDeque::new(),
-            reserved_of_appended: 0,
-            metrics: LogMetrics::default(),
-            wanted_room: 0,
-            flush_to: None,
-            next_flush: None,
-            next_retry: None,
-            next_mark: None,
-            is_marked: false,
-            closing: Closing::No,
-            ready: Some(ready),
-            options,
-        };
+        let writer = Writer { owner, messages, disk, work, spin, ready: Some(ready) };
         let thread = Builder::new().name("log".into()).spawn(move || {
             pin(core);
-            let result = owner.run();
-            // Its orders have ended with the owner.
+            let result = writer.run();
+            // Its orders have ended with the writer.
             let _ = helper.join();
             result
         })?;
@@ -176,6 +135,90 @@ fn help(disk: &impl LogDisk, orders: &Receiver<(Operation, HelperWork)>, done: &
         let elapsed_us = (monotonic_ns() - begun) / 1000;
         if done.send(Message::Done(Done { completion, what, elapsed_us })).is_err() {
             return;
+        }
+    }
+}
+
+/// The log's thread.
+struct Writer<D> {
+    owner: LogOwner,
+    messages: Receiver<Message>,
+    disk: Arc<D>,
+    work: Sender<(Operation, HelperWork)>,
+    /// How long it looks for messages before it sleeps.
+    spin: Duration,
+    ready: Option<SyncSender<()>>,
+}
+
+impl<D: LogDisk> Writer<D> {
+    fn run(mut self) -> Result<(), String> {
+        loop {
+            while let Ok(message) = self.messages.try_recv() {
+                self.owner.handle(message);
+            }
+            if self.owner.is_abandoned() {
+                break;
+            }
+            let is_more = self.owner.append();
+            self.act();
+            self.owner.publish();
+            if self.owner.is_ready()
+                && let Some(ready) = self.ready.take()
+            {
+                // One message, room for one.
+                let _ = ready.try_send(());
+            }
+            if self.owner.is_finished() {
+                break;
+            }
+            if !is_more {
+                self.wait();
+            }
+        }
+        self.owner.finish()
+    }
+
+    /// Performs what the owner wants done: blocks here, all else by the helper.
+    fn act(&mut self) {
+        while let Some(work) = self.owner.poll_operation() {
+            match work {
+                Work::Block(operation) => {
+                    let begun = monotonic_ns();
+                    let completion = self.disk.perform(operation);
+                    self.owner.handle_block(completion, (monotonic_ns() - begun) / 1000);
+                }
+                Work::Helper(operation, what) => {
+                    if self.work.send((operation, what)).is_err() {
+                        unreachable!("the helper lives as long as its orders");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a message, or until it is time for something.
+    fn wait(&mut self) {
+        let now = monotonic_ns();
+        if self.owner.handle_time(now) {
+            return;
+        }
+        let spin_until = now + self.spin.as_nanos() as u64;
+        while monotonic_ns() < spin_until {
+            match self.messages.try_recv() {
+                Ok(message) => return self.owner.handle(message),
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
+        let received = match self.owner.wake_at() {
+            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self.messages.recv_timeout(Duration::from_nanos(at.saturating_sub(now))),
+        };
+        match received {
+            Ok(message) => self.owner.handle(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            // The helper holds a sender, so this is not reached while it lives.
+            Err(RecvTimeoutError::Disconnected) => self.owner.handle(Message::Abandon),
         }
     }
 }
