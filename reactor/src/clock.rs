@@ -12,6 +12,12 @@ use store::time::{Clock, Nanos, Now};
 /// How long an offset between the two clocks is trusted.
 const OFFSET_LIFETIME_NS: u64 = 1_000_000;
 
+/// A clock that is read once a turn. The simulator has one of its own.
+pub trait TurnClock: Clock {
+    /// Reads the time.
+    fn tick(&mut self) -> Now;
+}
+
 /// Reads the kernel's clocks.
 #[derive(Debug)]
 pub struct SystemClock {
@@ -57,6 +63,13 @@ impl SystemClock {
 impl Default for SystemClock {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl TurnClock for SystemClock {
+    #[inline]
+    fn tick(&mut self) -> Now {
+        SystemClock::tick(self)
     }
 }
 

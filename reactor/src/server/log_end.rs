@@ -16,7 +16,7 @@ use wal::lsn::Lsn;
 /// Bytes of records that a turn may write without having asked for more: about what it can receive.
 const WINDOW: usize = 1 << 20;
 /// How long a shard rests that has executed more than the log can take, unless the log has room before.
-const REST: Duration = Duration::from_millis(1);
+pub const REST: Duration = Duration::from_millis(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -124,9 +124,15 @@ impl LogEnd {
         }
     }
 
+    /// Says that this shard is about to stand back for the log: its bell rings when there is room, and it waits no longer
+    /// than [`REST`].
+    pub fn prepare_rest(&self) {
+        self.handle.wait_for_room();
+    }
+
     /// Stands back for the log, a moment.
     pub fn rest(&self) {
-        self.handle.wait_for_room();
+        self.prepare_rest();
         self.bell.wait(Some(REST));
     }
 

@@ -5,11 +5,15 @@
 //!
 //! With several shards a turn also takes what the others sent and sends what they shall hear ([`Company`]). A shard
 //! alone has no company and pays nothing for it.
+//!
+//! [`run`] is what a thread does, and the only place that waits. The parts of a turn between two waits are
+//! methods of [`Shard`], so that the simulator in `tests/` takes the same turns in the same order, with its own driver, clock and idea
+//! of who runs when.
 
 use super::log_end::LogEnd;
 use super::mailbox::Mailbox;
 use super::pipeline::Pipeline;
-use crate::clock::SystemClock;
+use crate::clock::{SystemClock, TurnClock};
 use crate::cpu;
 use crate::io::driver::{Driver, DriverCounters};
 use crate::io::stop::StopSignal;
@@ -35,74 +39,205 @@ const USAGE_INTERVAL: Nanos = Nanos(200_000_000);
 
 /// Turns until every connection is closed after a stop was asked for, and those of all other shards too.
 pub fn run<D: Driver>(
-    mut driver: D,
-    mut pipeline: Pipeline,
-    mut clock: SystemClock,
-    mut company: Option<Company>,
-    mut log: Option<LogEnd>,
+    driver: D,
+    pipeline: Pipeline,
+    clock: SystemClock,
+    company: Option<Company>,
+    log: Option<LogEnd>,
 ) -> io::Result<()> {
-    let mut now = clock.tick();
+    let mut shard = Shard::new(driver, pipeline, clock, company, log);
     let mut usage_read = Nanos(0);
-    while !pipeline.is_stopped() || !company.as_mut().is_none_or(Company::is_over) {
-        let mut timeout = pipeline.poll_timeout(now).map(|left| Duration::from_nanos(left.0));
-        if let Some(log) = &log {
-            timeout = log.before_waiting(&pipeline, timeout);
+    while !shard.is_over() {
+        let timeout = shard.before_waiting();
+        shard.driver.submit_and_wait(timeout)?;
+        let halt = shard.turn()?;
+        if halt.rests {
+            shard.rest();
         }
-        if let Some(company) = &mut company {
+        if halt.stall.0 > 0 {
+            shard.stand_for(halt.stall)?;
+        }
+        if shard.dispatch() {
+            // What was enqueued must not wait for our return.
+            shard.driver.submit_and_wait(Some(Duration::ZERO))?;
+            shard.stand_until_returned()?;
+        }
+        shard.count();
+        if shard.now.monotonic.since(usage_read) > USAGE_INTERVAL {
+            usage_read = shard.now.monotonic;
+            shard.read_usage();
+        }
+    }
+    Ok(())
+}
+
+/// One shard and what its loop holds.
+pub struct Shard<D, C> {
+    driver: D,
+    pipeline: Pipeline,
+    clock: C,
+    /// The time of this turn.
+    now: Now,
+    company: Option<Company>,
+    log: Option<LogEnd>,
+}
+
+/// What has to pass between a turn and its replies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Halt {
+    /// The log has enough to do: see [`LogEnd::prepare_rest`].
+    pub rests: bool,
+    /// DEBUG SLEEP.
+    pub stall: Nanos,
+}
+
+impl<D: Driver, C: TurnClock> Shard<D, C> {
+    /// A shard before its first turn.
+    pub fn new(
+        driver: D,
+        pipeline: Pipeline,
+        mut clock: C,
+        company: Option<Company>,
+        log: Option<LogEnd>,
+    ) -> Self {
+        let now = clock.tick();
+        Shard { driver, pipeline, clock, now, company, log }
+    }
+
+    /// Every connection is closed after a stop was asked for, and those of all other shards too.
+    #[inline]
+    pub fn is_over(&mut self) -> bool {
+        self.pipeline.is_stopped() && self.company.as_mut().is_none_or(Company::is_over)
+    }
+
+    /// How long the driver may wait. Where it waits, whoever has something for this shard has been told to wake it.
+    #[inline]
+    pub fn before_waiting(&mut self) -> Option<Duration> {
+        let mut timeout = self.pipeline.poll_timeout(self.now).map(|left| Duration::from_nanos(left.0));
+        if let Some(log) = &self.log {
+            timeout = log.before_waiting(&self.pipeline, timeout);
+        }
+        if let Some(company) = &mut self.company {
             timeout = company.before_waiting(timeout);
         }
-        driver.submit_and_wait(timeout)?;
-        now = clock.tick();
-        if now.monotonic.since(usage_read) > USAGE_INTERVAL {
-            usage_read = now.monotonic;
-            let metrics = pipeline.engine_mut().metrics_mut();
-            copy_usage(metrics);
-            if let Some(log) = &log {
-                metrics.log = log.figures();
-            }
-        }
-        let executes = log.as_mut().is_none_or(|log| log.begin_turn(&mut pipeline));
+        timeout
+    }
+
+    /// Takes what happened while the driver waited: everything that can be executed is.
+    #[inline]
+    pub fn turn(&mut self) -> io::Result<Halt> {
+        let now = self.clock.tick();
+        self.now = now;
+        let executes = self.log.as_mut().is_none_or(|log| log.begin_turn(&mut self.pipeline));
         let mut unchecked = 0;
-        while executes && let Some(event) = driver.next_event() {
+        while executes && let Some(event) = self.driver.next_event() {
             unchecked += event.weight();
-            pipeline.handle(event, now, &clock);
+            self.pipeline.handle(event, now, &self.clock);
             if unchecked >= BUDGET_CHECK_BYTES {
                 unchecked = 0;
-                if clock.monotonic().since(now.monotonic) > TURN_BUDGET {
+                if self.clock.monotonic().since(now.monotonic) > TURN_BUDGET {
                     break;
                 }
             }
         }
-        if let Some(company) = &mut company {
-            company.receive(&mut pipeline, now, &clock)?;
+        if let Some(company) = &mut self.company {
+            company.receive(&mut self.pipeline, now, &self.clock)?;
         }
-        pipeline.finish_turn(now);
-        if let Some(log) = &mut log {
-            log.end_turn(&mut pipeline, now);
-            if !executes {
-                log.rest();
-            }
+        self.pipeline.finish_turn(now);
+        if let Some(log) = &mut self.log {
+            log.end_turn(&mut self.pipeline, now);
         }
-        let stall = pipeline.take_stall();
-        if stall.0 > 0 {
-            match &mut company {
-                None => std::thread::sleep(Duration::from_nanos(stall.0)),
-                Some(company) => company.stand_for(stall, &mut pipeline, &mut clock)?,
-            }
-        }
-        while let Some(operation) = pipeline.poll_operation() {
-            driver.enqueue(operation);
-        }
-        if let Some(company) = &mut company
-            && company.send(&mut pipeline)
-        {
-            // What was enqueued must not wait for our return.
-            driver.submit_and_wait(Some(Duration::ZERO))?;
-            company.stand_until_returned(&mut pipeline, &mut clock)?;
-        }
-        copy_counters(pipeline.engine_mut().metrics_mut(), &driver.counters(), now, &clock);
+        Ok(Halt { rests: !executes, stall: self.pipeline.take_stall() })
     }
-    Ok(())
+
+    /// Hands on what the turn wants done. `true`: the shard itself was in it. Then the driver submits, and the shard hears
+    /// nothing but its mailbox until it [`is_lent`](Self::is_lent) no more.
+    #[inline]
+    pub fn dispatch(&mut self) -> bool {
+        while let Some(operation) = self.pipeline.poll_operation() {
+            self.driver.enqueue(operation);
+        }
+        self.company.as_mut().is_some_and(|company| company.send(&mut self.pipeline))
+    }
+
+    /// Ends a turn: what it cost.
+    #[inline]
+    pub fn count(&mut self) {
+        let metrics = self.pipeline.engine_mut().metrics_mut();
+        copy_counters(metrics, &self.driver.counters(), self.now, &self.clock);
+    }
+
+    /// All this shard has is with another.
+    pub fn is_lent(&self) -> bool {
+        self.pipeline.is_lent()
+    }
+
+    /// A shard that stands still says that it is about to sleep. `false`: it must not, there is something to hear.
+    pub fn prepare_sleep(&mut self) -> bool {
+        self.company.as_mut().is_some_and(|company| company.mailbox.prepare_sleep())
+    }
+
+    /// A shard that stands still takes what the others sent.
+    pub fn hear(&mut self) -> io::Result<()> {
+        match &mut self.company {
+            Some(company) => company.hear(&mut self.pipeline, &mut self.clock),
+            None => Ok(()),
+        }
+    }
+
+    /// The driver.
+    pub fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// The core.
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
+    }
+
+    /// This shard's end of the log.
+    pub fn log(&self) -> Option<&LogEnd> {
+        self.log.as_ref()
+    }
+
+    /// The other shards.
+    pub fn company(&self) -> Option<&Company> {
+        self.company.as_ref()
+    }
+
+    /// Stands back for the log, a moment.
+    fn rest(&self) {
+        if let Some(log) = &self.log {
+            log.rest();
+        }
+    }
+
+    fn stand_for(&mut self, span: Nanos) -> io::Result<()> {
+        match &mut self.company {
+            None => std::thread::sleep(Duration::from_nanos(span.0)),
+            Some(company) => company.stand_for(span, &mut self.pipeline, &mut self.clock)?,
+        }
+        Ok(())
+    }
+
+    /// Waits until another shard has given this one back.
+    fn stand_until_returned(&mut self) -> io::Result<()> {
+        while self.is_lent() {
+            if let Some(company) = &mut self.company {
+                company.mailbox.wait(None);
+            }
+            self.hear()?;
+        }
+        Ok(())
+    }
+
+    fn read_usage(&mut self) {
+        let metrics = self.pipeline.engine_mut().metrics_mut();
+        copy_usage(metrics);
+        if let Some(log) = &self.log {
+            metrics.log = log.figures();
+        }
+    }
 }
 
 /// The other shards, as the loop meets them.
@@ -133,7 +268,7 @@ impl Company {
     }
 
     /// Takes what the others sent, a bounded amount.
-    fn receive(&mut self, pipeline: &mut Pipeline, now: Now, clock: &SystemClock) -> io::Result<()> {
+    fn receive(&mut self, pipeline: &mut Pipeline, now: Now, clock: &dyn Clock) -> io::Result<()> {
         self.mailbox.woke();
         self.heed_failure()?;
         for count in 1..=MESSAGES_MAX {
@@ -165,12 +300,13 @@ impl Company {
         false
     }
 
-    /// Waits until another shard has given this one back.
-    fn stand_until_returned(&mut self, pipeline: &mut Pipeline, clock: &mut SystemClock) -> io::Result<()> {
-        while pipeline.is_lent() {
-            self.mailbox.wait(None);
-            self.heed_failure()?;
-            self.take_all(pipeline, clock);
+    /// Takes what the others sent to a shard that stands still.
+    fn hear(&mut self, pipeline: &mut Pipeline, clock: &mut impl TurnClock) -> io::Result<()> {
+        self.mailbox.woke();
+        self.heed_failure()?;
+        while let Some((from, message)) = self.mailbox.receive() {
+            let now = clock.tick();
+            pipeline.handle_message(from, message, now, clock);
         }
         // What it missed may have replies to send.
         self.lively = true;
@@ -178,7 +314,12 @@ impl Company {
     }
 
     /// Stands still for so long, but tells the others that it does.
-    fn stand_for(&mut self, span: Nanos, pipeline: &mut Pipeline, clock: &mut SystemClock) -> io::Result<()> {
+    fn stand_for(
+        &mut self,
+        span: Nanos,
+        pipeline: &mut Pipeline,
+        clock: &mut impl TurnClock,
+    ) -> io::Result<()> {
         let until = Nanos(clock.monotonic().0 + span.0);
         pipeline.begin_stall();
         self.send(pipeline);
@@ -188,20 +329,11 @@ impl Company {
                 break;
             }
             self.mailbox.wait(Some(Duration::from_nanos(left.0)));
-            self.heed_failure()?;
-            self.take_all(pipeline, clock);
+            self.hear(pipeline, clock)?;
             self.send(pipeline);
         }
         pipeline.end_stall(clock.tick(), clock);
-        self.lively = true;
         Ok(())
-    }
-
-    fn take_all(&mut self, pipeline: &mut Pipeline, clock: &mut SystemClock) {
-        while let Some((from, message)) = self.mailbox.receive() {
-            let now = clock.tick();
-            pipeline.handle_message(from, message, now, clock);
-        }
     }
 
     /// This shard has no clients any more; whether that is so of all. Until then it has keys the others may want.
@@ -220,7 +352,7 @@ impl Company {
 
 /// What the loop counts, into the table that INFO and `/metrics` read.
 #[inline]
-fn copy_counters(metrics: &mut Metrics, counters: &DriverCounters, now: Now, clock: &SystemClock) {
+fn copy_counters(metrics: &mut Metrics, counters: &DriverCounters, now: Now, clock: &impl Clock) {
     let turn = clock.monotonic().since(now.monotonic).0;
     metrics.loop_turns += 1;
     metrics.loop_busy_nanos += turn;
