@@ -158,7 +158,7 @@ pub struct Case {
 }
 
 /// A figure aimed at, the subject's over another target's.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Goal {
     /// The other target.
@@ -167,6 +167,15 @@ pub struct Goal {
     pub cpu_ratio_max: Option<f64>,
     /// Throughput at least this many times its.
     pub throughput_ratio_min: Option<f64>,
+    /// The 99th percentile of latency at most this many times its.
+    pub p99_ratio_max: Option<f64>,
+}
+
+impl Goal {
+    /// How many figures it names; one is right.
+    fn figures(&self) -> usize {
+        [self.cpu_ratio_max, self.throughput_ratio_min, self.p99_ratio_max].into_iter().flatten().count()
+    }
 }
 
 fn default_rounds() -> u32 {
@@ -259,12 +268,10 @@ impl CaseFile {
             if file.case.iter().filter(|other| other.name == case.name).count() > 1 {
                 return Err(of_case("the name occurs twice"));
             }
-            if case
-                .goals
-                .iter()
-                .any(|goal| goal.cpu_ratio_max.is_some() == goal.throughput_ratio_min.is_some())
-            {
-                return Err(of_case("a goal has either cpu-ratio-max or throughput-ratio-min"));
+            if case.goals.iter().any(|goal| goal.figures() != 1) {
+                return Err(of_case(
+                    "a goal has one of cpu-ratio-max, throughput-ratio-min and p99-ratio-max",
+                ));
             }
         }
         Ok(file)
@@ -323,6 +330,6 @@ mod tests {
         );
         assert!(wrong(&format!("{head}colour = 1\n")).contains("colour"));
         let goal = "[[case]]\nname = \"x\"\ntargets = [\"a\"]\ngets = 1\ngoals = [{ against = \"b\" }]\n";
-        assert!(wrong(&format!("{head}{goal}")).contains("a goal has either"));
+        assert!(wrong(&format!("{head}{goal}")).contains("a goal has one of"));
     }
 }

@@ -70,7 +70,7 @@ pub fn case(text: &mut String, case: &CaseReport) {
     let _ = writeln!(
         text,
         "| target | rounds | throughput /s | server CPU µs/request | server / generator CPU | saturated | p50 | p99 \
-         | CPU ratio | throughput ratio | flagged |\n|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|"
+         | CPU ratio | throughput ratio | p99 ratio | flagged |\n|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---|"
     );
     for row in &case.rows {
         let nanos =
@@ -83,7 +83,7 @@ pub fn case(text: &mut String, case: &CaseReport) {
         let throughput = &row.throughput_per_s;
         let _ = writeln!(
             text,
-            "| {} | {} | {} ({}–{}) | {} | {} / {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} ({}–{}) | {} | {} / {} | {} | {} | {} | {} | {} | {} | {} |",
             row.target,
             row.rounds,
             thousands(throughput.median),
@@ -97,6 +97,7 @@ pub fn case(text: &mut String, case: &CaseReport) {
             nanos(&row.p99_ns),
             ratio(&row.cpu_ratio, row.cpu_words),
             ratio(&row.throughput_ratio, row.throughput_words),
+            row.p99_ratio.as_ref().map_or("–".into(), Spread::ratio_text),
             match (row.suspect, row.invalid) {
                 (0, 0) => "–".into(),
                 (suspect, 0) => format!("{suspect} suspect"),

@@ -83,6 +83,8 @@ struct Row {
     cpu_ratio: Option<Spread>,
     /// The subject's throughput over this target's, paired by round.
     throughput_ratio: Option<Spread>,
+    /// The subject's 99th percentile over this target's, paired by round.
+    p99_ratio: Option<Spread>,
     /// What `cpu_ratio` says in words.
     cpu_words: Option<&'static str>,
     /// What `throughput_ratio` says in words.
@@ -557,6 +559,7 @@ fn row(target: &str, mine: &[&Measurement], subjects: &[&Measurement], is_subjec
     let server_us: &dyn Fn(&Measurement) -> Option<f64> = &|one| one.server_us_per_request;
     let cpu_ratio = ratio(server_us);
     let throughput_ratio = ratio(throughput);
+    let p99: &dyn Fn(&Measurement) -> Option<f64> = &|one| one.p99_ns.map(|ns| ns as f64);
     let all =
         [Saturated::Server, Saturated::Generator, Saturated::Both, Saturated::Neither, Saturated::Unknown];
     let count = |kind: &Saturated| mine.iter().filter(|one| one.saturated == *kind).count();
@@ -570,7 +573,8 @@ fn row(target: &str, mine: &[&Measurement], subjects: &[&Measurement], is_subjec
         server_share: spread(&|one| one.server_share),
         generator_share: spread(&|one| one.generator_share),
         p50_ns: spread(&|one| one.p50_ns.map(|ns| ns as f64)),
-        p99_ns: spread(&|one| one.p99_ns.map(|ns| ns as f64)),
+        p99_ns: spread(p99),
+        p99_ratio: ratio(p99),
         server_resident_bytes: spread(&|one| one.server_resident_bytes.map(|bytes| bytes as f64)),
         saturated: all.into_iter().max_by_key(count).expect("the list is not empty"),
         suspect: graded(Verdict::Suspect),
@@ -584,20 +588,24 @@ fn row(target: &str, mine: &[&Measurement], subjects: &[&Measurement], is_subjec
 
 fn goal_report(goal: &Goal, rows: &[Row]) -> GoalReport {
     let row = rows.iter().find(|row| row.target == goal.against);
-    let (text, measured, met) = match (goal.cpu_ratio_max, goal.throughput_ratio_min) {
-        (Some(limit), _) => {
-            let measured = row.and_then(|row| Some(row.cpu_ratio.as_ref()?.median));
-            let text = format!("CPU per request ≤ {limit} × {}", goal.against);
-            (text, measured, measured.map(|measured| measured <= limit))
-        }
-        (None, limit) => {
-            let limit = limit.unwrap_or(0.0);
-            let measured = row.and_then(|row| Some(row.throughput_ratio.as_ref()?.median));
-            let text = format!("throughput ≥ {limit} × {}", goal.against);
-            (text, measured, measured.map(|measured| measured >= limit))
-        }
+    let median = |pick: fn(&Row) -> &Option<Spread>| Some(pick(row?).as_ref()?.median);
+    let at_most = |what: &str, limit: f64, measured: Option<f64>| GoalReport {
+        text: format!("{what} ≤ {limit} × {}", goal.against),
+        measured,
+        met: measured.map(|measured| measured <= limit),
     };
-    GoalReport { text, measured, met }
+    if let Some(limit) = goal.cpu_ratio_max {
+        return at_most("CPU per request", limit, median(|row| &row.cpu_ratio));
+    }
+    if let Some(limit) = goal.p99_ratio_max {
+        return at_most("p99", limit, median(|row| &row.p99_ratio));
+    }
+    let (limit, measured) = (goal.throughput_ratio_min.unwrap_or(0.0), median(|row| &row.throughput_ratio));
+    GoalReport {
+        text: format!("throughput ≥ {limit} × {}", goal.against),
+        measured,
+        met: measured.map(|measured| measured >= limit),
+    }
 }
 
 #[cfg(test)]
@@ -642,11 +650,19 @@ mod tests {
         // A round in which the subject is missing has no pair.
         assert_eq!(row("them", &theirs, &ours[..3], false, 1).cpu_ratio.expect("pairs").values.len(), 3);
         assert!(row("us", &ours, &ours, true, 1).cpu_ratio.is_none());
-        let goal =
-            |limit| Goal { against: "them".into(), cpu_ratio_max: Some(limit), throughput_ratio_min: None };
+        let goal = |limit| Goal { against: "them".into(), cpu_ratio_max: Some(limit), ..Goal::default() };
         assert_eq!(goal_report(&goal(0.81), std::slice::from_ref(&row_of_them)).met, Some(true));
         assert_eq!(goal_report(&goal(0.79), std::slice::from_ref(&row_of_them)).met, Some(false));
         assert_eq!(goal_report(&goal(0.79), &[]).met, None);
+        // The same latency in every round: a goal for it looks at nothing else.
+        let slow = |one: &&Measurement| Measurement { p99_ns: Some(200_000), ..(*one).clone() };
+        let slow: Vec<Measurement> = theirs.iter().map(slow).collect();
+        let fast: Vec<Measurement> =
+            ours.iter().map(|one| Measurement { p99_ns: Some(100_000), ..(*one).clone() }).collect();
+        let row = row("them", &slow.iter().collect::<Vec<_>>(), &fast.iter().collect::<Vec<_>>(), false, 1);
+        let goal = |limit| Goal { against: "them".into(), p99_ratio_max: Some(limit), ..Goal::default() };
+        assert_eq!(goal_report(&goal(0.51), std::slice::from_ref(&row)).met, Some(true));
+        assert_eq!(goal_report(&goal(0.49), std::slice::from_ref(&row)).met, Some(false));
     }
 
     #[test]
