@@ -661,6 +661,60 @@ fn everysec_flushes_when_it_is_time_and_when_it_is_asked() {
     assert_eq!(read(&scratch.0).0.len(), 4);
 }
 
+/// A second's writes of a fast server are more than the bound on memory: under `everysec` shards once stood still from then
+/// on until the flush, a third of the time.
+#[test]
+fn under_everysec_what_is_written_takes_no_memory_until_it_is_flushed() {
+    let scratch = Scratch::new("written");
+    let options = LogOptions {
+        policy: FlushPolicy::OnRequest,
+        flush_period: Duration::from_secs(3600),
+        pending_bytes_max: 100_000,
+        ..small()
+    };
+    let (log, mut shards) = begin(files(&scratch.0, &options), &empty(), options, 1);
+    let mut last = Lsn::ZERO;
+    for _ in 0..1000 {
+        shards[0].admit(1008);
+        last = shards[0].submit(&[&[1; 1000]]);
+    }
+    assert!(log.shared().durable_lsn() < last, "nobody asked for a flush");
+    log.close().unwrap();
+}
+
+/// `everysec` promises that no more than a second is lost, also on a disk that takes its time.
+#[test]
+fn under_everysec_nothing_more_is_taken_while_a_flush_takes_too_long() {
+    let scratch = Scratch::new("late");
+    let options =
+        LogOptions { policy: FlushPolicy::OnRequest, flush_period: Duration::from_millis(950), ..small() };
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let rule: Rule = {
+        let gate = Arc::clone(&gate);
+        Box::new(move |action| {
+            if is_segment_flush(action) {
+                let (open, changed) = &*gate;
+                drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+            }
+            None
+        })
+    };
+    let (log, mut shards) = begin(rigged(&scratch.0, &options, rule), &empty(), options, 1);
+    let shard = &mut shards[0];
+    shard.admit(1008);
+    let last = shard.submit(&[&[1; 1000]]);
+    eventually(|| shard.log.admit(1008) == Err(Refusal::Busy), "the flush is late");
+    assert!(log.shared().durable_lsn() < last);
+    let seen = shard.bell.count();
+    shard.log.wait_for_room();
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    shard.bell.wait_beyond(seen);
+    shard.admit(1008);
+    assert!(log.shared().durable_lsn() >= last);
+    log.close().unwrap();
+}
+
 fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Mutation::Set { key, value, expires_at: None, encoding: Encoding::Auto }.encode(&mut bytes);

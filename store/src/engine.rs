@@ -27,7 +27,7 @@ use crate::protocol::http;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
 use crate::pubsub::{self, PubSub, Space};
-use crate::session::{ConnectionId, Peer, ReplyMode, Session, Sessions, Transport};
+use crate::session::{ConnectionId, Durability, Peer, ReplyMode, Session, Sessions, Transport};
 use crate::shards::{Fleet, Message, Place, Totals};
 use crate::slowlog::{LatencyMonitor, SlowLog};
 use crate::time::{Clock, Nanos, Now};
@@ -755,7 +755,7 @@ impl Engine {
     /// From now on writes become records of a log.
     pub fn keep_journal(&mut self, journal: Journal) {
         let shared = at_home!(self);
-        shared.keyspace.keep_effects(true);
+        shared.keyspace.keep_effects(journal.class() == Durability::Always);
         shared.is_plain = false;
         shared.journal = Some(Box::new(journal));
     }

@@ -26,13 +26,40 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub(crate) const NO_LOG: &str =
     "the server runs with durability off. Start it with --durability everysec or always";
 
-/// One record for the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+/// Records for the log, one after the other in one buffer: a turn may write thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    /// The effects of all of them; see [`crate::mutation`].
+    pub bytes: Vec<u8>,
+    /// Where each ends, LSNs ascending.
+    pub ends: Vec<RecordEnd>,
+}
+
+/// One record among [`Records`]: what one command changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordEnd {
     /// Its place in the one order of all records.
     pub lsn: u64,
-    /// The effects of one command; see [`crate::mutation`].
-    pub effects: Vec<u8>,
+    /// Where its effects end.
+    pub end: usize,
+}
+
+impl Records {
+    /// Each with its LSN.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut begin = 0;
+        self.ends.iter().map(move |record| {
+            let effects = &self.bytes[begin..record.end];
+            begin = record.end;
+            (record.lsn, effects)
+        })
+    }
+
+    /// True if there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
 }
 
 /// See the module.
@@ -45,8 +72,7 @@ pub struct Journal {
     /// Everything up to here is durable.
     durable: u64,
     /// Records nobody has taken yet.
-    records: Vec<Record>,
-    record_bytes: usize,
+    records: Records,
     /// Somebody waits for what the log would not flush yet (`everysec`).
     wants_flush: bool,
     /// Why writes are refused.
@@ -73,8 +99,7 @@ impl Journal {
             lsns,
             class,
             durable,
-            records: Vec::new(),
-            record_bytes: 0,
+            records: Records::default(),
             wants_flush: false,
             refusal: None,
             failed: false,
@@ -123,7 +148,7 @@ impl Journal {
 
     /// Bytes of records nobody has taken.
     pub fn record_bytes(&self) -> usize {
-        self.record_bytes
+        self.records.bytes.len()
     }
 
     /// Connections and other shards wait for the log.
@@ -209,15 +234,16 @@ impl Shared {
 
     fn conclude_with_log(&mut self, session: &mut Session) {
         self.deselect();
-        let mut effects = Vec::new();
+        let mut bytes = self.take_record_bytes();
+        let begin = bytes.len();
         let mut observed = 0;
         self.for_all(|shard| {
-            shard.keyspace.take_effects(&mut effects);
+            shard.keyspace.take_effects(&mut bytes);
             observed = observed.max(shard.keyspace.take_observed());
         });
-        if !effects.is_empty() {
-            observed = self.record(effects);
-            session.last_write = observed;
+        if let Some(lsn) = self.record(bytes, begin) {
+            observed = lsn;
+            session.last_write = lsn;
         }
         let Some(journal) = &mut self.journal else { return };
         let class = session.durability.unwrap_or(journal.class);
@@ -233,21 +259,31 @@ impl Shared {
     /// Work that no command asked for (eviction) is a record of its own.
     pub(crate) fn conclude_background(&mut self) {
         if self.journal.is_some() {
-            let mut effects = Vec::new();
-            if self.keyspace.take_effects(&mut effects) {
-                self.record(effects);
-            }
+            let mut bytes = self.take_record_bytes();
+            let begin = bytes.len();
+            self.keyspace.take_effects(&mut bytes);
+            self.record(bytes, begin);
             self.keyspace.take_observed();
         }
     }
 
-    fn record(&mut self, effects: Vec<u8>) -> u64 {
-        let Some(journal) = &mut self.journal else { return 0 };
+    /// Lends the buffer of records, for effects to be added to.
+    fn take_record_bytes(&mut self) -> Vec<u8> {
+        self.journal.as_mut().map_or_else(Vec::new, |journal| core::mem::take(&mut journal.records.bytes))
+    }
+
+    /// Takes the buffer of records back; effects that were added behind `begin` become one.
+    fn record(&mut self, bytes: Vec<u8>, begin: usize) -> Option<u64> {
+        let journal = self.journal.as_mut()?;
+        let end = bytes.len();
+        journal.records.bytes = bytes;
+        if end == begin {
+            return None;
+        }
         let lsn = journal.lsns.fetch_add(1, Ordering::Relaxed);
-        journal.record_bytes += effects.len();
-        journal.records.push(Record { lsn, effects });
+        journal.records.ends.push(RecordEnd { lsn, end });
         self.for_all(|shard| shard.keyspace.number_effects(lsn));
-        lsn
+        Some(lsn)
     }
 
     /// A message went to these while a command was executed whose effects are not durable: it must not tell of them.
@@ -416,10 +452,23 @@ impl Shared {
         }
     }
 
-    /// The records since the last call, and whether somebody waits for them although the log would wait with its flush.
-    pub fn take_records(&mut self) -> (Vec<Record>, bool) {
-        let Some(journal) = &mut self.journal else { return (Vec::new(), false) };
-        journal.record_bytes = 0;
-        (core::mem::take(&mut journal.records), core::mem::take(&mut journal.wants_flush))
+    /// There are records that nobody has taken.
+    #[inline]
+    pub fn has_records(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| !journal.records.is_empty())
+    }
+
+    /// Exchanges `empty` for the records since the last call.
+    pub fn take_records(&mut self, empty: &mut Records) {
+        debug_assert!(empty.is_empty() && empty.bytes.is_empty());
+        if let Some(journal) = &mut self.journal {
+            core::mem::swap(&mut journal.records, empty);
+        }
+    }
+
+    /// Somebody waits for records although the log would wait with its flush. Told once.
+    #[inline]
+    pub fn take_flush_wish(&mut self) -> bool {
+        self.journal.as_mut().is_some_and(|journal| core::mem::take(&mut journal.wants_flush))
     }
 }

@@ -159,6 +159,9 @@ struct Effects {
     bytes: Vec<u8>,
     /// The hashes of their keys.
     hashes: Vec<u64>,
+    /// Which keys have writes that are not durable is known of each. Else whoever looks at any key observes the
+    /// last write: where a second's writes are on their way, a table of them costs more than it is worth.
+    is_exact: bool,
     /// Keys whose last write is in the log, but perhaps not durable.
     pending: Pending,
     /// The last LSN given to effects of this keyspace.
@@ -174,6 +177,10 @@ struct Effects {
 impl Effects {
     #[inline]
     fn observe(&mut self, hash: KeyHash) {
+        if !self.is_exact {
+            self.observed = self.latest;
+            return;
+        }
         if !self.pending.is_empty()
             && let Some(lsn) = self.pending.get(hash.0)
         {
@@ -200,7 +207,9 @@ impl Changes {
         if let Some(effects) = &mut self.effects {
             mutation.encode(&mut effects.bytes);
             effects.clears |= mutation.key().is_none();
-            effects.hashes.push(hash.0);
+            if effects.is_exact {
+                effects.hashes.push(hash.0);
+            }
         }
     }
 
@@ -768,10 +777,11 @@ impl Keyspace {
 
     // ---- effects ----------------------------------------------------------------------------------------
 
-    /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects), or no longer.
-    pub fn keep_effects(&mut self, keep: bool) {
-        self.changes.effects = keep.then(Effects::default);
-        self.changes.is_heard = keep || !self.changes.watched.is_empty();
+    /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects). `is_exact`: who looks at a key
+    /// observes the last write to it, and not the last one to any.
+    pub fn keep_effects(&mut self, is_exact: bool) {
+        self.changes.effects = Some(Effects { is_exact, ..Effects::default() });
+        self.changes.is_heard = true;
     }
 
     /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by

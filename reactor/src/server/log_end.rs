@@ -138,15 +138,12 @@ impl LogEnd {
 
     /// Hands over what the turn wrote.
     pub fn end_turn(&mut self, pipeline: &mut Pipeline, now: Now) {
-        let (records, wants_flush) = pipeline.take_records();
-        if !records.is_empty() {
+        if pipeline.has_records() {
             let mut batch = self.handle.batch(now.unix_us);
-            for record in &records {
-                batch.push(Lsn(record.lsn), &record.effects);
-            }
+            pipeline.take_records(&mut batch.records);
             self.handle.submit(batch);
         }
-        if wants_flush {
+        if pipeline.take_flush_wish() {
             self.handle.request_flush();
         }
     }

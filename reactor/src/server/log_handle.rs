@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use store::journal::{RecordEnd, Records};
 use wal::block::{BLOCK_HEADER_BYTES, PAGE_BYTES};
 use wal::group_commit::{LogFailure, Refused};
 use wal::lsn::{Epoch, Lsn};
@@ -24,24 +25,16 @@ use wal::settings::FlushPolicy;
 const NOT_WAITING: u64 = u64::MAX;
 
 /// What the log keeps of a record beside its bytes.
-const RECORD_BYTES: usize = size_of::<Entry>();
+const RECORD_BYTES: usize = size_of::<RecordEnd>();
 
 /// Wakes a shard, wherever it sleeps; may be called from any thread.
 pub type Waker = Box<dyn Fn() + Send + Sync>;
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    pub(super) lsn: u64,
-    /// Where its payload ends.
-    pub(super) end: usize,
-}
 
 /// The records of one shard's turn, LSNs ascending, perhaps with holes that other shards fill.
 #[derive(Debug, Default)]
 pub struct LogBatch {
     pub(super) unix_us: u64,
-    pub(super) bytes: Vec<u8>,
-    pub(super) records: Vec<Entry>,
+    pub(super) records: Records,
     pub(super) shard: usize,
     /// Room that was reserved for it.
     pub(super) reserved: u64,
@@ -55,24 +48,19 @@ impl LogBatch {
 
     /// Adds the record that `encode` appends to the bytes it is given. It must only append.
     pub fn push_with(&mut self, lsn: Lsn, encode: impl FnOnce(&mut Vec<u8>)) {
-        debug_assert!(self.records.last().is_none_or(|last| last.lsn < lsn.0), "LSNs ascend in a batch");
-        encode(&mut self.bytes);
-        self.records.push(Entry { lsn: lsn.0, end: self.bytes.len() });
+        debug_assert!(self.records.ends.last().is_none_or(|last| last.lsn < lsn.0), "LSNs ascend in a batch");
+        encode(&mut self.records.bytes);
+        self.records.ends.push(RecordEnd { lsn: lsn.0, end: self.records.bytes.len() });
     }
 
     /// Number of records.
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.records.ends.len()
     }
 
     /// The records: LSN and payload.
     pub fn records(&self) -> impl Iterator<Item = (Lsn, &[u8])> {
-        let mut begin = 0;
-        self.records.iter().map(move |entry| {
-            let payload = &self.bytes[begin..entry.end];
-            begin = entry.end;
-            (Lsn(entry.lsn), payload)
-        })
+        self.records.iter().map(|(lsn, payload)| (Lsn(lsn), payload))
     }
 
     /// True if there is none.
@@ -82,17 +70,17 @@ impl LogBatch {
 
     /// Bytes of the records with their frames: what they take in blocks, and what [`LogHandle::admit`] counts.
     pub fn framed_bytes(&self) -> usize {
-        self.bytes.len() + self.records.len() * FRAME_BYTES
+        self.records.bytes.len() + self.len() * FRAME_BYTES
     }
 
     /// Memory it takes until it is durable.
     pub(super) fn memory_bytes(&self) -> u64 {
-        (self.bytes.len() + self.records.len() * RECORD_BYTES + size_of::<LogBatch>()) as u64
+        (self.records.bytes.len() + self.len() * RECORD_BYTES + size_of::<LogBatch>()) as u64
     }
 
     pub(super) fn clear(&mut self) {
-        self.bytes.clear();
-        self.records.clear();
+        self.records.bytes.clear();
+        self.records.ends.clear();
     }
 }
 
@@ -262,6 +250,8 @@ pub struct LogShared {
     room_bytes: Line<AtomicU64>,
     state_code: AtomicU8,
     is_short: AtomicBool,
+    /// A flush of `everysec` takes so long that more than a second could be lost.
+    is_late: AtomicBool,
     /// The most room that was asked for in vain since the log's thread looked last.
     wish: AtomicU64,
     state: Mutex<LogState>,
@@ -299,6 +289,7 @@ impl LogShared {
             room_bytes: Line::default(),
             state_code: AtomicU8::new(OPEN),
             is_short: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             wish: AtomicU64::new(0),
             state: Mutex::new(LogState::Open),
             metrics: Mutex::default(),
@@ -375,6 +366,14 @@ impl LogShared {
 
     pub(super) fn take_wish(&self) -> u64 {
         self.wish.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_late(&self, is_late: bool) {
+        self.is_late.store(is_late, Ordering::SeqCst);
     }
 
     fn give_back(&self, reserved: u64) {
@@ -481,6 +480,9 @@ impl LogHandle {
         let pending = self.shared.pending_bytes.0.load(Ordering::SeqCst);
         // One large record alone is always taken: nothing else could make room for it.
         if pending > 0 && pending + framed as u64 > self.shared.pending_bytes_max {
+            return Err(Refusal::Busy);
+        }
+        if self.shared.is_late.load(Ordering::SeqCst) {
             return Err(Refusal::Busy);
         }
         let need = self.shared.image_bytes_max(framed);

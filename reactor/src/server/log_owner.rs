@@ -49,7 +49,7 @@ pub struct LogOptions {
     pub segment_bytes: u64,
     /// Bytes of the largest block.
     pub block_bytes_max: usize,
-    /// Memory of records that are not durable yet; beyond it shards are told that the log is busy.
+    /// Memory of records that are not written yet; beyond it shards are told that the log is busy.
     pub pending_bytes_max: u64,
     /// Segments prepared ahead.
     pub spare_segments: usize,
@@ -174,11 +174,11 @@ struct Waiting {
 
 impl Waiting {
     fn lsn(&self) -> u64 {
-        self.batch.records[self.at].lsn
+        self.batch.records.ends[self.at].lsn
     }
 
     fn begin(&self, index: usize) -> usize {
-        index.checked_sub(1).map_or(0, |before| self.batch.records[before].end)
+        index.checked_sub(1).map_or(0, |before| self.batch.records.ends[before].end)
     }
 }
 
@@ -226,7 +226,7 @@ pub struct LogOwner {
     state: LogState,
     /// Batches by the LSN they go on with. The first is the next, or a record of another shard is missing.
     waiting: BTreeMap<u64, Waiting>,
-    /// Memory that is free again when an LSN is durable, in their order.
+    /// Memory that is free again when an LSN is written, in their order.
     pending: VecDeque<(Lsn, u64)>,
     /// Room that was reserved for what has been appended since this was last published.
     reserved_of_appended: u64,
@@ -239,6 +239,9 @@ pub struct LogOwner {
     next_flush: Option<u64>,
     next_retry: Option<u64>,
     next_mark: Option<u64>,
+    /// Under `everysec`: what the flush that is on its way covers, and by when it should be done. If it is not, no
+    /// more is taken: what was acknowledged in a second is all that may be lost.
+    late: Option<(Lsn, u64)>,
     /// Nothing has come since a mark was asked for.
     is_marked: bool,
     closing: Closing,
@@ -292,6 +295,7 @@ impl LogOwner {
             next_flush: None,
             next_retry: None,
             next_mark: None,
+            late: None,
             is_marked: false,
             closing: Closing::No,
             options,
@@ -370,8 +374,8 @@ impl LogOwner {
             // The records of a batch that follow each other are appended in one go.
             let (first, mut end, mut framed) = (waiting.at, waiting.at, 0);
             let base = waiting.lsn() - first as u64;
-            while end < waiting.batch.records.len() && waiting.batch.records[end].lsn == base + end as u64 {
-                let bytes = waiting.batch.records[end].end - waiting.begin(end) + FRAME_BYTES;
+            while end < waiting.batch.len() && waiting.batch.records.ends[end].lsn == base + end as u64 {
+                let bytes = waiting.batch.records.ends[end].end - waiting.begin(end) + FRAME_BYTES;
                 if end > first && framed + bytes > left {
                     break;
                 }
@@ -384,14 +388,15 @@ impl LogOwner {
                 return false;
             }
             for index in first..end {
-                let payload = &waiting.batch.bytes[waiting.begin(index)..waiting.batch.records[index].end];
+                let payload =
+                    &waiting.batch.records.bytes[waiting.begin(index)..waiting.batch.records.ends[index].end];
                 match self.log.append(payload, waiting.batch.unix_us) {
-                    Ok(lsn) => debug_assert_eq!(lsn.0, waiting.batch.records[index].lsn),
+                    Ok(lsn) => debug_assert_eq!(lsn.0, waiting.batch.records.ends[index].lsn),
                     Err(refused) => unreachable!("admitted, then refused: {refused}"),
                 }
             }
             waiting.at = end;
-            if end < waiting.batch.records.len() {
+            if end < waiting.batch.len() {
                 self.waiting.insert(waiting.lsn(), waiting);
             } else {
                 self.appended(waiting.batch);
@@ -408,7 +413,7 @@ impl LogOwner {
         false
     }
 
-    /// A batch is in blocks: its memory counts until they are durable, its reservation ends once the room that
+    /// A batch is in blocks: its memory counts until they are written, its reservation ends once the room that
     /// is left is published.
     fn appended(&mut self, batch: LogBatch) {
         self.pending.push_back((self.log.appended_lsn(), batch.memory_bytes()));
@@ -425,7 +430,7 @@ impl LogOwner {
 
     fn give_back(&mut self, mut batch: LogBatch) {
         batch.clear();
-        if batch.bytes.capacity() <= EMPTY_BATCH_BYTES_MAX {
+        if batch.records.bytes.capacity() <= EMPTY_BATCH_BYTES_MAX {
             // A shard that has enough of them, or is gone, needs none.
             let _ = self.returns[batch.shard].try_send(batch);
         }
@@ -485,8 +490,15 @@ impl LogOwner {
             };
         }
         let durable = self.log.durable_lsn();
-        while let Some((_, bytes)) = self.pending.pop_front_if(|(lsn, _)| *lsn <= durable) {
+        // What is written takes no memory here any more, flushed or not: a second's records of `everysec` would be far
+        // more than the bound, and shards would stand before it until the next flush.
+        let written = self.log.written_lsn();
+        while let Some((_, bytes)) = self.pending.pop_front_if(|(lsn, _)| *lsn <= written) {
             self.shared.forget_pending(bytes);
+        }
+        if self.late.is_some_and(|(lsn, _)| lsn <= durable) {
+            self.late = None;
+            self.shared.set_late(false);
         }
         self.metrics.log = self.log.counters();
         self.metrics.segments = self.log.segment_counters();
@@ -514,7 +526,13 @@ impl LogOwner {
         let is_everysec = self.options.policy == FlushPolicy::OnRequest;
         if is_due(&mut self.next_flush, now, self.options.flush_period, is_everysec && is_pending) {
             self.log.request_flush();
+            let late =
+                now + Duration::from_secs(1).saturating_sub(self.options.flush_period).as_nanos() as u64;
+            self.late.get_or_insert((self.log.appended_lsn(), late));
             return true;
+        }
+        if self.late.is_some_and(|(_, at)| at <= now) {
+            self.shared.set_late(true);
         }
         if is_due(&mut self.next_retry, now, self.options.retry_period, self.log.shortage().is_some()) {
             self.log.retry();
@@ -531,7 +549,8 @@ impl LogOwner {
 
     /// When something is due, if no message comes before.
     pub fn wake_at(&self) -> Option<u64> {
-        [self.next_flush, self.next_retry, self.next_mark].into_iter().flatten().min()
+        let late = self.late.map(|(_, at)| at).filter(|_| !self.shared.is_late());
+        [self.next_flush, self.next_retry, self.next_mark, late].into_iter().flatten().min()
     }
 
     /// The log was abandoned, and nothing more is to be done.

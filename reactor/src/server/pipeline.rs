@@ -12,7 +12,7 @@
 use super::event::{ConnectionId, Event, Operation};
 use std::collections::VecDeque;
 use store::engine::{Action, Engine};
-use store::journal::Record;
+use store::journal::Records;
 use store::session::{Peer, Transport};
 use store::shards::Message;
 use store::time::{Clock, Nanos, Now};
@@ -267,10 +267,22 @@ impl Pipeline {
         self.engine.shared_mut().fail_pending();
     }
 
-    /// What the turn wrote, and whether somebody waits for it who would not have to.
+    /// The turn wrote something.
     #[inline]
-    pub fn take_records(&mut self) -> (Vec<Record>, bool) {
-        self.engine.shared_mut().take_records()
+    pub fn has_records(&mut self) -> bool {
+        self.engine.shared_mut().has_records()
+    }
+
+    /// Exchanges `empty` for what the turn wrote.
+    #[inline]
+    pub fn take_records(&mut self, empty: &mut Records) {
+        self.engine.shared_mut().take_records(empty);
+    }
+
+    /// Somebody waits for what the log would not flush yet. Told once.
+    #[inline]
+    pub fn take_flush_wish(&mut self) -> bool {
+        self.engine.shared_mut().take_flush_wish()
     }
 
     /// All this shard has is with another: until it is back nothing but [`handle_message`](Self::handle_message) may
