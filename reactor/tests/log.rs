@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use store::mutation::Mutation;
@@ -454,6 +454,38 @@ impl LogDisk for Rigged {
     }
 }
 
+/// Holds the disk up. It opens when the test ends, however it does: a log that closes waits for its disk.
+struct Gate(Arc<Door>);
+
+#[derive(Default)]
+struct Door {
+    is_open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn new(is_open: bool) -> Gate {
+        Gate(Arc::new(Door { is_open: Mutex::new(is_open), ..Door::default() }))
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
+}
+
+impl Door {
+    fn set(&self, is_open: bool) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = is_open;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.changed.wait_while(self.is_open.lock().unwrap(), |is_open| !*is_open).unwrap());
+    }
+}
+
 fn rigged(directory: &Path, options: &LogOptions, rule: Rule) -> Rigged {
     Rigged { files: files(directory, options), rule }
 }
@@ -606,19 +638,20 @@ fn a_record_larger_than_all_that_is_prepared_is_made_room_for() {
 fn memory_that_is_pending_is_bounded() {
     let scratch = Scratch::new("pending");
     let options = LogOptions { pending_bytes_max: 100_000, ..small() };
-    let gate = Arc::new((Mutex::new(true), Condvar::new()));
+    let gate = Gate::new(true);
     let rule: Rule = {
-        let gate = Arc::clone(&gate);
+        let gate = Arc::clone(&gate.0);
         Box::new(move |action| {
             if is_block(action) {
-                let (open, changed) = &*gate;
-                drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+                gate.pass();
             }
             None
         })
     };
     let (log, mut shards) = begin(rigged(&scratch.0, &options, rule), &empty(), options, 1);
-    *gate.0.lock().unwrap() = false;
+    // Dropped before the log, which waits for it.
+    let gate = gate;
+    gate.0.set(false);
     let shard = &mut shards[0];
     let mut last = Lsn::ZERO;
     while shard.log.admit(1008).is_ok() {
@@ -629,8 +662,7 @@ fn memory_that_is_pending_is_bounded() {
     let seen = shard.bell.count();
     shard.log.wait_for_room();
     assert_eq!(shard.log.admit(1008), Err(Refusal::Busy));
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    gate.0.set(true);
     shard.bell.wait_beyond(seen);
     shard.wait_durable(last);
     eventually(|| log.shared().pending_bytes() == 0, "what is durable takes no memory");
@@ -688,18 +720,19 @@ fn under_everysec_nothing_more_is_taken_while_a_flush_takes_too_long() {
     let scratch = Scratch::new("late");
     let options =
         LogOptions { policy: FlushPolicy::OnRequest, flush_period: Duration::from_millis(950), ..small() };
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let gate = Gate::new(false);
     let rule: Rule = {
-        let gate = Arc::clone(&gate);
+        let gate = Arc::clone(&gate.0);
         Box::new(move |action| {
             if is_segment_flush(action) {
-                let (open, changed) = &*gate;
-                drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+                gate.pass();
             }
             None
         })
     };
     let (log, mut shards) = begin(rigged(&scratch.0, &options, rule), &empty(), options, 1);
+    // Dropped before the log, which waits for it.
+    let gate = gate;
     let shard = &mut shards[0];
     shard.admit(1008);
     let last = shard.submit(&[&[1; 1000]]);
@@ -707,8 +740,7 @@ fn under_everysec_nothing_more_is_taken_while_a_flush_takes_too_long() {
     assert!(log.shared().durable_lsn() < last);
     let seen = shard.bell.count();
     shard.log.wait_for_room();
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    gate.0.set(true);
     shard.bell.wait_beyond(seen);
     shard.admit(1008);
     assert!(log.shared().durable_lsn() >= last);
