@@ -12,11 +12,16 @@
 //! explained with it can be explained without it as well. Tried last, one at a time before several, and of several that
 //! ask for the same the earliest, it costs little while it is not needed.
 //!
+//! **Power cuts.** Of an operation that was under way when the power went nobody knows more than that it took effect
+//! before the cut or never: it has a last moment (its `responded`). An order is possible if every operation's last
+//! moment is later than the invocations of all that come before it. So once anything that was asked after a cut has been
+//! chosen, what the cut left unknown is out of the search, however many cuts there were.
+//!
 //! A set of operations is known by the exclusive or of random 128-bit numbers, one for each operation. Two sets
 //! that agree by chance (once in 10^24 histories of ten million configurations) could make a good history look wrong,
 //! never a wrong one good.
 
-use super::history::Operation;
+use super::history::{NEVER, Operation};
 use crate::random::Random;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -63,6 +68,8 @@ pub struct Report {
     pub partitions: usize,
     /// Configurations that were visited: as many as operations if nothing had to be taken back.
     pub configurations: usize,
+    /// Operations of unknown outcome that the order found needs: these did take effect.
+    pub unknown_needed: usize,
     /// The judgement.
     pub outcome: Outcome,
 }
@@ -149,15 +156,18 @@ pub fn check_partitioned<M: Model, K: Ord + fmt::Debug>(
         operations: history.len(),
         partitions: parts.len(),
         configurations: 0,
+        unknown_needed: 0,
         outcome: Outcome::Linearizable,
     };
     for (key, part) in parts {
-        let mut outcome = search(model, part, CONFIGURATIONS_MAX, &mut report.configurations);
-        if let Outcome::Violation(violation) = &mut outcome {
-            violation.partition = format!("{key:?}");
-        }
-        if !matches!(outcome, Outcome::Linearizable) {
-            return Report { outcome, ..report };
+        match search(model, part, CONFIGURATIONS_MAX, &mut report) {
+            Outcome::Linearizable => {}
+            // Another part may still be wrong for certain.
+            Outcome::Undecided => report.outcome = Outcome::Undecided,
+            Outcome::Violation(mut violation) => {
+                violation.partition = format!("{key:?}");
+                return Report { outcome: Outcome::Violation(violation), ..report };
+            }
         }
     }
     report
@@ -172,7 +182,7 @@ fn search<M: Model>(
     model: &M,
     mut operations: Vec<&OperationOf<M>>,
     configurations_max: usize,
-    configurations: &mut usize,
+    report: &mut Report,
 ) -> Outcome {
     operations.sort_unstable_by_key(|operation| operation.invoked);
     let unknown = operations.iter().filter(|operation| operation.output.is_none()).count();
@@ -181,8 +191,9 @@ fn search<M: Model>(
     loop {
         let mut search = Search::new(model, &operations, chain_max, configurations_max);
         let outcome = search.run();
-        *configurations += search.visited.len();
-        if chain_max == unknown || !matches!(outcome, Outcome::Violation(_)) {
+        report.configurations += search.visited.len();
+        report.unknown_needed += search.is_chosen.iter().filter(|is_chosen| **is_chosen).count();
+        if !search.was_limited || !matches!(outcome, Outcome::Violation(_)) {
             return outcome;
         }
         chain_max = (chain_max * 2).min(unknown);
@@ -213,10 +224,15 @@ struct Search<'a, M: Model> {
     /// Of what has been chosen.
     chosen: u128,
     visited: HashSet<(u128, M::State)>,
+    /// How many unknown operations are tried in a row, but at a cut: there it is now or never.
     chain_max: usize,
+    /// Whether longer chains were left out.
+    was_limited: bool,
     configurations_max: usize,
     is_given_up: bool,
     state: M::State,
+    /// The last invocation among those chosen: what comes next takes effect later than this.
+    latest: u64,
 }
 
 /// An operation that was chosen, with those of unknown outcome just before it, and how to go on when it is taken back.
@@ -224,6 +240,7 @@ struct Choice<S> {
     operation: u32,
     chain: Vec<u32>,
     state_before: S,
+    latest_before: u64,
     resume: Resume<S>,
 }
 
@@ -231,8 +248,22 @@ struct Choice<S> {
 enum Resume<S> {
     /// Those from this event on, and then chains.
     Calls(u32),
-    /// Chains of unknown operations, each with the completed one behind it and the state after it; the first is last.
-    Chains(Vec<(Vec<u32>, u32, S)>),
+    /// Those behind chains of unknown operations.
+    Chains(Chains<S>),
+}
+
+/// Chains of unknown operations, short ones first, and longer ones only if it comes to that.
+struct Chains<S> {
+    /// Of the present length, each with the completed operation behind it and the state after that; the first is last.
+    found: Vec<(Vec<u32>, u32, S)>,
+    /// All of the present length, and the states they lead to.
+    level: Vec<(Vec<u32>, S)>,
+    /// Which unknown operations they are made of.
+    available: Vec<u32>,
+    /// Completed operations that may be next.
+    calls: Vec<u32>,
+    length: usize,
+    length_max: usize,
 }
 
 /// Where no choice was left.
@@ -293,9 +324,11 @@ impl<'a, M: Model> Search<'a, M> {
             chosen: 0,
             visited: HashSet::new(),
             chain_max,
+            was_limited: false,
             configurations_max,
             is_given_up: false,
             state: model.initial(),
+            latest: 0,
         }
     }
 
@@ -308,13 +341,16 @@ impl<'a, M: Model> Search<'a, M> {
                 return Outcome::Linearizable;
             }
             if let Some((chain, operation, state)) = self.next_choice(&mut resume) {
+                let latest_before = self.latest;
+                self.latest = self.latest.max(self.completed[operation as usize].invoked);
                 for &index in &chain {
                     self.is_chosen[index as usize] = true;
+                    self.latest = self.latest.max(self.unknown[index as usize].invoked);
                 }
                 self.take_out(operation);
                 let state_before = mem::replace(&mut self.state, state);
                 let resume = mem::replace(&mut resume, Resume::Calls(self.next[HEAD as usize]));
-                choices.push(Choice { operation, chain, state_before, resume });
+                choices.push(Choice { operation, chain, state_before, latest_before, resume });
                 continue;
             }
             if self.is_given_up {
@@ -333,6 +369,7 @@ impl<'a, M: Model> Search<'a, M> {
             }
             self.chosen ^= self.marks_of(&choice.chain, choice.operation);
             self.state = choice.state_before;
+            self.latest = choice.latest_before;
             resume = choice.resume;
         }
     }
@@ -353,12 +390,16 @@ impl<'a, M: Model> Search<'a, M> {
             *resume = Resume::Chains(self.chains());
         }
         let Resume::Chains(chains) = resume else { unreachable!("replaced above") };
-        while let Some((chain, operation, state)) = chains.pop() {
-            if self.visit(&chain, operation, &state) {
-                return Some((chain, operation, state));
+        loop {
+            while let Some((chain, operation, state)) = chains.found.pop() {
+                if self.visit(&chain, operation, &state) {
+                    return Some((chain, operation, state));
+                }
+            }
+            if !self.lengthen(chains) {
+                return None;
             }
         }
-        None
     }
 
     fn visit(&mut self, chain: &[u32], operation: u32, state: &M::State) -> bool {
@@ -377,76 +418,117 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn marks_of(&self, chain: &[u32], operation: u32) -> u128 {
-        let marks = chain.iter().map(|&index| self.marks[self.completed.len() + index as usize]);
-        marks.fold(self.marks[operation as usize], |all, mark| all ^ mark)
+        self.unknown_marks(chain) ^ self.marks[operation as usize]
     }
 
-    /// All chains of unknown operations that make a completed one possible, or change what it leads to. Short ones
-    /// come last, to be tried first.
-    fn chains(&mut self) -> Vec<(Vec<u32>, u32, M::State)> {
-        if self.chain_max == 0 || self.unknown.is_empty() {
-            return Vec::new();
+    fn unknown_marks(&self, chain: &[u32]) -> u128 {
+        let marks = chain.iter().map(|&index| self.marks[self.completed.len() + index as usize]);
+        marks.fold(0, |all, mark| all ^ mark)
+    }
+
+    /// What chains can be made of in the present configuration.
+    fn chains(&mut self) -> Chains<M::State> {
+        let mut chains = Chains {
+            found: Vec::new(),
+            level: Vec::new(),
+            available: Vec::new(),
+            calls: Vec::new(),
+            length: 0,
+            length_max: 0,
+        };
+        if self.unknown.is_empty() {
+            return chains;
         }
         let (calls, first_response) = self.open_calls();
         let first_response = self.completed[first_response as usize].responded;
-        let available: Vec<u32> = (0..self.unknown.len())
+        let first_call = self.completed[calls[0] as usize].invoked;
+        chains.available = (0..self.unknown.len())
             .take_while(|&index| self.unknown[index].invoked < first_response)
-            .filter(|&index| !self.is_chosen[index])
+            .filter(|&index| !self.is_chosen[index] && self.unknown[index].responded > self.latest)
             .map(|index| index as u32)
             .collect();
-        let mut found = Vec::new();
-        let mut level: Vec<(Vec<u32>, M::State)> = vec![(Vec::new(), self.state.clone())];
-        for _ in 0..self.chain_max.min(available.len()) {
-            let mut longer = Vec::new();
-            for (chain, state) in &level {
-                let mut tried = Vec::new();
-                for &index in available.iter().filter(|index| !chain.contains(index)) {
-                    let class = self.first_equal[index as usize];
-                    if tried.contains(&class) {
-                        continue;
-                    }
-                    tried.push(class);
-                    let unknown = self.unknown[index as usize];
-                    let Some(next) = self.model.step(state, &unknown.input, None) else { continue };
-                    if next == *state {
-                        continue;
-                    }
-                    let chain: Vec<u32> = chain.iter().copied().chain([index]).collect();
-                    for &operation in &calls {
-                        let asked = self.completed[operation as usize];
-                        let after = self.model.step(&next, &asked.input, asked.output.as_ref());
-                        if let Some(after) = after
-                            && self.needs_all(&chain, asked, &after)
-                        {
-                            found.push((chain.clone(), operation, after));
-                        }
-                    }
-                    longer.push((chain, next));
-                }
-                if longer.len() + found.len() > UNKNOWN_ORDERS_MAX {
-                    self.is_given_up = true;
-                    return Vec::new();
-                }
-            }
-            level = longer;
+        // At a cut, whatever is chosen next, all that is unknown is out of the search: there it is now or never.
+        let is_cut =
+            chains.available.iter().all(|&index| self.unknown[index as usize].responded < first_call);
+        chains.length_max = chains.available.len();
+        if !is_cut && chains.length_max > self.chain_max {
+            chains.length_max = self.chain_max;
+            self.was_limited = true;
         }
-        found.reverse();
-        found
+        chains.calls = calls;
+        chains.level.push((Vec::new(), self.state.clone()));
+        chains
     }
 
-    /// Whether leaving out one of the chain would lead somewhere else.
-    fn needs_all(&self, chain: &[u32], asked: &OperationOf<M>, after: &M::State) -> bool {
-        (0..chain.len()).all(|left_out| {
+    /// All chains of one more unknown operation that make a completed one possible, or change what it leads to. False
+    /// if there are none.
+    fn lengthen(&mut self, chains: &mut Chains<M::State>) -> bool {
+        if chains.length == chains.length_max || chains.level.is_empty() || self.is_given_up {
+            return false;
+        }
+        chains.length += 1;
+        let mut longer = Vec::new();
+        // The same operations that lead to the same state in another order lead nowhere else.
+        let mut seen = HashSet::new();
+        for (chain, state) in &chains.level {
+            let mut tried = Vec::new();
+            let latest = chain.iter().map(|&index| self.unknown[index as usize].invoked).max();
+            let latest = latest.map_or(self.latest, |latest| latest.max(self.latest));
+            for &index in chains.available.iter().filter(|index| !chain.contains(index)) {
+                let unknown = self.unknown[index as usize];
+                let class = self.first_equal[index as usize];
+                if unknown.responded <= latest || tried.contains(&class) {
+                    continue;
+                }
+                tried.push(class);
+                let Some(next) = self.model.step(state, &unknown.input, None) else { continue };
+                let chain: Vec<u32> = chain.iter().copied().chain([index]).collect();
+                // What fewer can do is done by fewer: they leave more for later.
+                if self.can_do_with_fewer(&chain, None, &next) {
+                    continue;
+                }
+                if !seen.insert((self.unknown_marks(&chain), next.clone())) {
+                    continue;
+                }
+                for &operation in &chains.calls {
+                    let asked = self.completed[operation as usize];
+                    let after = self.model.step(&next, &asked.input, asked.output.as_ref());
+                    if let Some(after) = after
+                        && !self.can_do_with_fewer(&chain, Some(asked), &after)
+                    {
+                        chains.found.push((chain.clone(), operation, after));
+                    }
+                }
+                longer.push((chain, next));
+            }
+            if longer.len() + chains.found.len() > UNKNOWN_ORDERS_MAX {
+                self.is_given_up = true;
+                return false;
+            }
+        }
+        chains.level = longer;
+        chains.found.reverse();
+        true
+    }
+
+    /// Whether one of the chain can be left out and the state is the same, after the completed operation if there is one.
+    fn can_do_with_fewer(&self, chain: &[u32], asked: Option<&OperationOf<M>>, after: &M::State) -> bool {
+        (0..chain.len()).any(|left_out| {
             let mut state = self.state.clone();
             for (position, &index) in chain.iter().enumerate() {
                 if position != left_out {
                     match self.model.step(&state, &self.unknown[index as usize].input, None) {
                         Some(next) => state = next,
-                        None => return true,
+                        None => return false,
                     }
                 }
             }
-            self.model.step(&state, &asked.input, asked.output.as_ref()).as_ref() != Some(after)
+            match asked {
+                None => state == *after,
+                Some(asked) => {
+                    self.model.step(&state, &asked.input, asked.output.as_ref()).as_ref() == Some(after)
+                }
+            }
         })
     }
 
@@ -496,7 +578,12 @@ impl<'a, M: Model> Search<'a, M> {
                 Some(output) => {
                     format!("[{invoked} to {responded}] client {client}: {input:?} -> {output:?}")
                 }
-                None => format!("[{invoked} to …] client {client}: {input:?} -> unknown"),
+                None if *responded == NEVER => {
+                    format!("[{invoked} to …] client {client}: {input:?} -> unknown")
+                }
+                None => {
+                    format!("[{invoked} to a cut at {responded}] client {client}: {input:?} -> unknown")
+                }
             }
         };
         let completed = |operation: u32| show(self.completed[operation as usize]);
