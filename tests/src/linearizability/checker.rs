@@ -7,6 +7,12 @@
 //! the search fast enough for histories of hundreds of thousands of operations, most of which it passes through in
 //! one straight line.
 //!
+//! **Pipelines.** Operations of one client that were answered take effect in the order in which it asked for them, also
+//! where it did not wait for replies: every server here promises that.
+//!
+//! **What changes nothing**, a read above all, is chosen as soon as its reply fits, and without an alternative: whatever
+//! order there is, it is as good with this one moved to the front.
+//!
 //! **Unknown outcomes.** An operation without a response may take effect at any later moment, or never. It is
 //! chosen only together with a completed operation behind it whose outcome it changes: whatever else could be
 //! explained with it can be explained without it as well. Tried last, one at a time before several, and of several that
@@ -23,7 +29,7 @@
 
 use super::history::{NEVER, Operation};
 use crate::random::Random;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::mem;
@@ -51,6 +57,13 @@ pub trait Model {
 
     /// Whether it can change the state. One that cannot tells nothing if its outcome is unknown.
     fn may_write(&self, input: &Self::Input) -> bool;
+
+    /// Whether what was answered so left every state as it was: a read, and a write that was not carried out.
+    fn only_looked(&self, input: &Self::Input, output: &Self::Output) -> bool;
+
+    /// Whether its answer is the same in every state. Those whose answers fit are tried before it, for it would wipe
+    /// out what they speak of.
+    fn is_blind(&self, input: &Self::Input) -> bool;
 
     /// A state for people.
     fn show(&self, state: &Self::State) -> String;
@@ -200,6 +213,8 @@ fn search<M: Model>(
     }
 }
 
+/// No operation.
+const NONE: u32 = u32::MAX;
 /// The event before all others in the list of events.
 const HEAD: u32 = 0;
 
@@ -211,12 +226,22 @@ struct Search<'a, M: Model> {
     /// Operations of unknown outcome that may have changed something, by invocation.
     unknown: Vec<&'a OperationOf<M>>,
     is_chosen: Vec<bool>,
-    /// For each of these the first that asks for the same: of equals the earliest goes first, the others could do no more.
+    /// For each of these the first that asks for the same until the same moment: of equals the earliest goes first, the
+    /// others could do no more.
     first_equal: Vec<u32>,
     /// For each event the operation and whether it is the invocation. Event 0 is the head.
     events: Vec<(u32, bool)>,
     /// For each completed operation its two events.
     events_of: Vec<[u32; 2]>,
+    /// For each completed operation whether it changed nothing.
+    only_looked: Vec<bool>,
+    /// For each completed operation whether its answer would have been the same in every state.
+    is_blind: Vec<bool>,
+    /// For each completed operation the one that its client asked for before it, or [`NONE`].
+    asked_before: Vec<u32>,
+    is_taken_out: Vec<bool>,
+    /// The last moments of unknown operations, each once, in ascending order.
+    cuts: Vec<u64>,
     next: Vec<u32>,
     previous: Vec<u32>,
     /// One random number for each operation, the unknown behind the completed.
@@ -246,10 +271,12 @@ struct Choice<S> {
 
 /// Which choices remain in a configuration.
 enum Resume<S> {
-    /// Those from this event on, and then chains.
-    Calls(u32),
+    /// Those from this event on; then, if they were not, those that are blind; and then chains.
+    Calls(u32, bool),
     /// Those behind chains of unknown operations.
     Chains(Chains<S>),
+    /// None.
+    Nothing,
 }
 
 /// Chains of unknown operations, short ones first, and longer ones only if it comes to that.
@@ -291,7 +318,12 @@ impl<'a, M: Model> Search<'a, M> {
             .collect();
         let first_equal = unknown
             .iter()
-            .map(|operation| unknown.iter().position(|other| other.input == operation.input))
+            .map(|operation| {
+                let is_equal = |other: &&OperationOf<M>| {
+                    other.responded == operation.responded && other.input == operation.input
+                };
+                unknown.iter().position(is_equal)
+            })
             .map(|at| at.expect("it equals itself") as u32)
             .collect();
         let mut stamps: Vec<(u64, u32, bool)> = Vec::with_capacity(completed.len() * 2);
@@ -301,7 +333,20 @@ impl<'a, M: Model> Search<'a, M> {
             stamps.push((operation.responded, index as u32, false));
         }
         stamps.sort_unstable();
-        let mut events = vec![(u32::MAX, false)];
+        let mut last_of = HashMap::new();
+        let asked_before = (0..).zip(&completed).map(|(index, operation)| {
+            let before = last_of.insert(operation.client, index);
+            before.unwrap_or(NONE)
+        });
+        let asked_before = asked_before.collect();
+        let only_looked = completed
+            .iter()
+            .map(|it| it.output.as_ref().is_some_and(|output| model.only_looked(&it.input, output)))
+            .collect();
+        let mut cuts: Vec<u64> = unknown.iter().map(|operation| operation.responded).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut events = vec![(NONE, false)];
         let mut events_of = vec![[0; 2]; completed.len()];
         for (_, operation, is_call) in stamps {
             events_of[operation as usize][usize::from(!is_call)] = events.len() as u32;
@@ -313,6 +358,11 @@ impl<'a, M: Model> Search<'a, M> {
         Search {
             model,
             is_chosen: vec![false; unknown.len()],
+            is_taken_out: vec![false; completed.len()],
+            only_looked,
+            is_blind: completed.iter().map(|operation| model.is_blind(&operation.input)).collect(),
+            asked_before,
+            cuts,
             marks: (0..completed.len() + unknown.len()).map(|_| mark()).collect(),
             completed,
             unknown,
@@ -334,7 +384,7 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn run(&mut self) -> Outcome {
         let mut choices: Vec<Choice<M::State>> = Vec::new();
-        let mut resume = Resume::Calls(self.next[HEAD as usize]);
+        let mut resume = Resume::Calls(self.next[HEAD as usize], false);
         let mut longest: Option<DeadEnd<M::State>> = None;
         loop {
             if choices.len() == self.completed.len() {
@@ -349,7 +399,7 @@ impl<'a, M: Model> Search<'a, M> {
                 }
                 self.take_out(operation);
                 let state_before = mem::replace(&mut self.state, state);
-                let resume = mem::replace(&mut resume, Resume::Calls(self.next[HEAD as usize]));
+                let resume = mem::replace(&mut resume, Resume::Calls(self.next[HEAD as usize], false));
                 choices.push(Choice { operation, chain, state_before, latest_before, resume });
                 continue;
             }
@@ -376,20 +426,37 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// The next choice that leads to a configuration nobody has seen; it is counted as chosen and seen.
     fn next_choice(&mut self, resume: &mut Resume<M::State>) -> Option<(Vec<u32>, u32, M::State)> {
-        if let Resume::Calls(event) = resume {
-            // The first response ends the list of those that may be next.
-            while let (operation, true) = self.events[*event as usize] {
-                *event = self.next[*event as usize];
-                let asked = self.completed[operation as usize];
-                if let Some(state) = self.model.step(&self.state, &asked.input, asked.output.as_ref())
-                    && self.visit(&[], operation, &state)
-                {
-                    return Some((Vec::new(), operation, state));
+        if let Resume::Calls(event, blind) = resume {
+            if !*blind
+                && *event == self.next[HEAD as usize]
+                && let Some(operation) = self.next_look()
+            {
+                *resume = Resume::Nothing;
+                let state = self.state.clone();
+                return self.visit(&[], operation, &state).then_some((Vec::new(), operation, state));
+            }
+            loop {
+                // The first response ends the list of those that may be next.
+                while let (operation, true) = self.events[*event as usize] {
+                    *event = self.next[*event as usize];
+                    if self.is_blind[operation as usize] != *blind || !self.is_its_turn(operation) {
+                        continue;
+                    }
+                    let asked = self.completed[operation as usize];
+                    if let Some(state) = self.model.step(&self.state, &asked.input, asked.output.as_ref())
+                        && self.visit(&[], operation, &state)
+                    {
+                        return Some((Vec::new(), operation, state));
+                    }
                 }
+                if *blind {
+                    break;
+                }
+                (*event, *blind) = (self.next[HEAD as usize], true);
             }
             *resume = Resume::Chains(self.chains());
         }
-        let Resume::Chains(chains) = resume else { unreachable!("replaced above") };
+        let Resume::Chains(chains) = resume else { return None };
         loop {
             while let Some((chain, operation, state)) = chains.found.pop() {
                 if self.visit(&chain, operation, &state) {
@@ -400,6 +467,33 @@ impl<'a, M: Model> Search<'a, M> {
                 return None;
             }
         }
+    }
+
+    /// An operation that may be next, changes nothing, and does not put an end to any unknown one.
+    fn next_look(&self) -> Option<u32> {
+        let next_cut = self.cuts.partition_point(|&cut| cut <= self.latest);
+        let next_cut = self.cuts.get(next_cut).copied().unwrap_or(NEVER);
+        let mut event = self.next[HEAD as usize];
+        while let (operation, true) = self.events[event as usize] {
+            event = self.next[event as usize];
+            if !self.only_looked[operation as usize] || !self.is_its_turn(operation) {
+                continue;
+            }
+            let asked = self.completed[operation as usize];
+            if asked.invoked >= next_cut {
+                break;
+            }
+            if self.model.step(&self.state, &asked.input, asked.output.as_ref()).is_some() {
+                return Some(operation);
+            }
+        }
+        None
+    }
+
+    /// Whether all that its client asked for before has been chosen.
+    fn is_its_turn(&self, operation: u32) -> bool {
+        let before = self.asked_before[operation as usize];
+        before == NONE || self.is_taken_out[before as usize]
     }
 
     fn visit(&mut self, chain: &[u32], operation: u32, state: &M::State) -> bool {
@@ -537,13 +631,14 @@ impl<'a, M: Model> Search<'a, M> {
         let mut calls = Vec::new();
         let mut event = self.next[HEAD as usize];
         while let (operation, true) = self.events[event as usize] {
-            calls.push(operation);
+            calls.extend(self.is_its_turn(operation).then_some(operation));
             event = self.next[event as usize];
         }
         (calls, self.events[event as usize].0)
     }
 
     fn take_out(&mut self, operation: u32) {
+        self.is_taken_out[operation as usize] = true;
         for event in self.events_of[operation as usize] {
             let (before, after) = (self.previous[event as usize], self.next[event as usize]);
             self.next[before as usize] = after;
@@ -552,6 +647,7 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn put_back(&mut self, operation: u32) {
+        self.is_taken_out[operation as usize] = false;
         for event in self.events_of[operation as usize].into_iter().rev() {
             let (before, after) = (self.previous[event as usize], self.next[event as usize]);
             self.next[before as usize] = event;
