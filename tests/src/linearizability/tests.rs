@@ -520,7 +520,7 @@ fn has_an_order<M: Model>(
         let comes_first = |other: &&Operation<M::Input, M::Output>| {
             other.output.is_some() && other.client == it.client && other.invoked < it.invoked
         };
-        let is_its_turn = it.output.is_none() || !left.iter().any(|other| comes_first(other));
+        let is_its_turn = it.output.is_none() || !left.iter().any(comes_first);
         is_its_turn && it.invoked < first_response && latest < it.responded
     };
     (0..left.len()).filter(is_next).any(|at| {
