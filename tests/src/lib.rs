@@ -4,7 +4,8 @@
 //! client programs (`tests/clients/`) and the proof that `store` and `wal` need no std (`tests/no_std/`) are beside
 //! them and are run by `test.sh`. [`oracle`] sends random commands to redis-server and to Millrace and compares the replies
 //! byte for byte; `tests/oracle.rs` says how many. [`fleet`] drives several shards in one thread, from a seed.
-//! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them.
+//! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them,
+//! `tests/linearizability_power_cuts.rs` across power cuts.
 //! [`random`] is the seeded generator.
 //! [`power_cut`] is a disk whose power can be cut, and [`runner`] runs tests that not every machine can run.
 

@@ -90,11 +90,15 @@ fn operations_wanted() -> usize {
 fn plan(address: SocketAddr, keys: u32, seed: u64, share: usize) -> Plan {
     Plan {
         address,
+        first_client: 0,
         clients: CLIENTS,
         operations: operations_wanted() / share / CLIENTS as usize,
         keys,
+        hot_keys: 0,
         pipeline_max: 4,
         hang_up_every: 2_000,
+        may_be_refused: false,
+        progress: clients::Progress::default(),
         seed,
     }
 }

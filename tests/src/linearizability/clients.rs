@@ -3,9 +3,12 @@
 //! Keys are few and everybody wants them: contention is what is tested. Each client draws its operations from its own
 //! generator, sends them in small pipelines, and now and then hangs up without reading the replies, which leaves
 //! operations of unknown outcome behind. When the server goes away a client ends and leaves what it had sent unknown;
-//! the same history can go on when the server is back.
+//! the same history can go on when the server is back, with other clients.
+//!
+//! A write that is refused because the log has failed did not happen: it is taken out of the history, so that its effect
+//! must never be seen.
 
-use super::history::{History, Log};
+use super::history::{History, Invocation, Log};
 use super::keyspace::{self, Transaction};
 use super::register::{self, Keyed};
 use super::{Reply, Value};
@@ -14,6 +17,7 @@ use crate::oracle::value::{Unparsed, Value as Parsed};
 use crate::random::Random;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// No answer takes longer; only a hang does.
@@ -26,20 +30,70 @@ pub const OPENING_BALANCE: i64 = 100;
 /// What the clients of a run do.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The server.
+    /// The server: its RESP port, or its HTTP port for [`super::http`].
     pub address: SocketAddr,
+    /// The number of the first client. None may be used twice in a history.
+    pub first_client: u32,
     /// How many clients.
     pub clients: u32,
     /// Operations of each.
     pub operations: usize,
     /// How many keys, or groups of keys, they share.
     pub keys: u32,
+    /// So many of them get every second operation; 0: all are alike.
+    pub hot_keys: u32,
     /// Operations sent at once, at most.
     pub pipeline_max: usize,
     /// Every so many pipelines a client hangs up before the replies; 0: never.
     pub hang_up_every: usize,
+    /// Whether the log may fail, and writes be refused.
+    pub may_be_refused: bool,
+    /// Where replies are counted.
+    pub progress: Progress,
     /// Everything random.
     pub seed: u64,
+}
+
+impl Plan {
+    /// The number of a key, or of a group.
+    pub(super) fn key(&self, random: &mut Random) -> u32 {
+        let hot = self.hot_keys > 0 && random.chance(50);
+        random.below(if hot { self.hot_keys } else { self.keys } as usize) as u32
+    }
+}
+
+/// Replies that have come, counted for whoever waits for a moment in the middle of the load.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<(Mutex<Counted>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    replies: usize,
+    wanted: usize,
+}
+
+impl Progress {
+    /// So many more.
+    pub fn add(&self, replies: usize) {
+        let mut counted = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.replies += replies;
+        if counted.replies >= counted.wanted {
+            self.0.1.notify_all();
+        }
+    }
+
+    /// How many there are.
+    pub fn replies(&self) -> usize {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).replies
+    }
+
+    /// Waits until there are `wanted`, but no longer than `patience`. False if there are fewer.
+    pub fn wait_for(&self, wanted: usize, patience: Duration) -> bool {
+        let mut counted = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.wanted = wanted;
+        let waited = self.0.1.wait_timeout_while(counted, patience, |counted| counted.replies < wanted);
+        waited.unwrap_or_else(PoisonError::into_inner).0.replies >= wanted
+    }
 }
 
 /// What a group of keys is used for.
@@ -66,15 +120,16 @@ pub fn single_key(plan: &Plan, history: &History<Keyed, Reply>) {
         while left > 0 {
             if client.random.chance(3) {
                 left = left.saturating_sub(2);
-                let key = client.random.below(plan.keys as usize) as u32;
+                let key = plan.key(&mut client.random);
                 let new = values.next(key, &mut client.random);
                 compare_and_set(client, log, key, new)?;
+                plan.progress.add(2);
                 continue;
             }
             let count = client.random.between(1, plan.pipeline_max as i64) as usize;
             let mut batch = Vec::new();
             for _ in 0..count.min(left) {
-                let key = client.random.below(plan.keys as usize) as u32;
+                let key = plan.key(&mut client.random);
                 let command = single(key, &mut values, &mut client.random);
                 client.put(&words_of(&register_key(key), &command));
                 batch.push(log.invoke(Keyed { key, command }));
@@ -83,10 +138,12 @@ pub fn single_key(plan: &Plan, history: &History<Keyed, Reply>) {
             if client.send_and_maybe_hang_up(plan)? {
                 continue;
             }
+            let count = batch.len();
             for invocation in batch {
                 let reply = client.reply()?;
-                log.respond(invocation, reply_of(&reply));
+                settle(log, invocation, client.reply_of(&reply));
             }
+            plan.progress.add(count);
         }
         Ok(())
     });
@@ -98,16 +155,17 @@ pub fn multi_key(plan: &Plan, history: &History<Transaction, Vec<Reply>>) {
         let mut left = plan.operations;
         let mut values = Values::new(plan.seed, client.number);
         while left > 0 {
-            let group = client.random.below(plan.keys as usize) as u32;
+            let group = plan.key(&mut client.random);
             if use_of(group) == Use::Bank && client.random.chance(30) {
                 left = left.saturating_sub(2);
                 transfer_with_watch(client, log, group)?;
+                plan.progress.add(2);
                 continue;
             }
             let count = client.random.between(1, plan.pipeline_max as i64) as usize;
             let mut batch = Vec::new();
             for _ in 0..count.min(left) {
-                let group = client.random.below(plan.keys as usize) as u32;
+                let group = plan.key(&mut client.random);
                 let transaction = several(group, &mut values, &mut client.random);
                 client.put_transaction(&transaction);
                 let commands = transaction.commands.len();
@@ -117,19 +175,30 @@ pub fn multi_key(plan: &Plan, history: &History<Transaction, Vec<Reply>>) {
             if client.send_and_maybe_hang_up(plan)? {
                 continue;
             }
+            let count = batch.len();
             for (invocation, commands) in batch {
                 let replies = client.transaction_reply(commands)?;
-                log.respond(invocation, replies);
+                settle(log, invocation, replies);
             }
+            plan.progress.add(count);
         }
         Ok(())
     });
 }
 
+/// Writes down what was answered; nothing: it was refused.
+pub(super) fn settle<I, O>(log: &mut Log<'_, I, O>, invocation: Invocation, output: Option<O>) {
+    match output {
+        Some(output) => log.respond(invocation, output),
+        None => log.withdraw(invocation),
+    }
+}
+
 /// Gives every account its opening balance, one bank after the other.
 pub fn open_accounts(plan: &Plan, history: &History<Transaction, Vec<Reply>>) -> io::Result<()> {
-    let mut client = Client::connect(plan.address, plan.clients, Random::new(plan.seed))?;
-    let mut log = history.client(plan.clients);
+    let number = plan.first_client + plan.clients;
+    let mut client = Client::connect(plan, number, Random::new(plan.seed))?;
+    let mut log = history.client(number);
     for group in (0..plan.keys).filter(|group| use_of(*group) == Use::Bank) {
         let balance = OPENING_BALANCE.to_string().into_bytes();
         let pairs = (0..GROUP_KEYS).map(|key| (key, balance.clone())).collect();
@@ -137,7 +206,8 @@ pub fn open_accounts(plan: &Plan, history: &History<Transaction, Vec<Reply>>) ->
         client.put_transaction(&transaction);
         let invocation = log.invoke(transaction);
         client.send()?;
-        log.respond(invocation, client.transaction_reply(1)?);
+        let reply = client.transaction_reply(1)?;
+        settle(&mut log, invocation, reply);
     }
     Ok(())
 }
@@ -149,37 +219,42 @@ fn run<I: Send, O: Send>(
     work: impl Fn(&mut Client, &mut Log<'_, I, O>) -> io::Result<()> + Sync,
 ) {
     std::thread::scope(|scope| {
-        for number in 0..plan.clients {
+        for number in plan.first_client..plan.first_client + plan.clients {
             let work = &work;
             scope.spawn(move || {
                 let mut log = history.client(number);
                 let seed = plan.seed.wrapping_mul(1_000).wrapping_add(u64::from(number));
-                let Ok(mut client) = Client::connect(plan.address, number, Random::new(seed)) else { return };
-                match work(&mut client, &mut log) {
-                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                        panic!("client {number}: no answer within {SILENCE_MAX:?}");
-                    }
-                    // The server went away: what was under way stays unknown.
-                    Ok(()) | Err(_) => {}
-                }
+                let Ok(mut client) = Client::connect(plan, number, Random::new(seed)) else { return };
+                // If the server went away: what was under way stays unknown.
+                let ended = work(&mut client, &mut log);
+                demand_no_silence(number, &ended);
             });
         }
     });
 }
 
+/// A server that does not answer is another matter than one that goes away.
+pub(super) fn demand_no_silence(client: u32, ended: &io::Result<()>) {
+    if let Err(error) = ended {
+        let is_silence = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(!is_silence, "client {client}: no answer within {SILENCE_MAX:?}");
+    }
+}
+
 /// Values that are written once only, so that whoever reads one knows who wrote it.
-struct Values {
+pub(super) struct Values {
     prefix: String,
     count: u32,
 }
 
 impl Values {
-    fn new(seed: u64, client: u32) -> Values {
+    /// Those of one client.
+    pub(super) fn new(seed: u64, client: u32) -> Values {
         Values { prefix: format!("{:04x}.{client}.", seed as u16), count: 0 }
     }
 
     /// Keys with odd numbers are counters.
-    fn next(&mut self, key: u32, random: &mut Random) -> Value {
+    pub(super) fn next(&mut self, key: u32, random: &mut Random) -> Value {
         self.count += 1;
         match key % 2 {
             0 => format!("{}{};", self.prefix, self.count).into_bytes(),
@@ -188,12 +263,14 @@ impl Values {
     }
 }
 
-fn single(key: u32, values: &mut Values, random: &mut Random) -> register::Command {
+/// A random command on a key.
+pub(super) fn single(key: u32, values: &mut Values, random: &mut Random) -> register::Command {
     use register::Command;
     let is_counter = key % 2 == 1;
     match random.below(100) {
         0..45 => Command::Get,
-        45..60 => Command::Set(values.next(key, random)),
+        45..56 => Command::Set(values.next(key, random)),
+        56..60 => Command::GetSet(values.next(key, random)),
         60..65 => Command::SetIfAbsent(values.next(key, random)),
         65..70 => Command::SetIfPresent(values.next(key, random)),
         70..78 => Command::Delete,
@@ -218,7 +295,7 @@ fn compare_and_set(
     let read = log.invoke(Keyed { key, command: register::Command::Get });
     client.send()?;
     expect_ok(&client.reply()?);
-    let Reply::Value(expected) = reply_of(&client.reply()?) else {
+    let Reply::Value(expected) = to_reply(&client.reply()?) else {
         panic!("GET did not answer with a value")
     };
     log.respond(read, Reply::Value(expected.clone()));
@@ -228,7 +305,8 @@ fn compare_and_set(
     let swap = log.invoke(Keyed { key, command: register::Command::CompareAndSet { expected, new } });
     client.send()?;
     let replies = client.exec_reply(1)?;
-    log.respond(swap, replies.into_iter().next().expect("one reply to one command"));
+    let reply = replies.map(|replies| replies.into_iter().next().expect("one reply to one command"));
+    settle(log, swap, reply);
     Ok(())
 }
 
@@ -291,12 +369,13 @@ fn transfer_with_watch(
     let invocation = log.invoke(read);
     client.send()?;
     expect_ok(&client.reply()?);
-    let replies = client.transaction_reply(1)?;
+    let replies = client.transaction_reply(1)?.expect("who only reads is not refused");
     let [Reply::Values(seen)] = &replies[..] else { panic!("MGET did not answer with values: {replies:?}") };
     let seen = seen.clone();
     log.respond(invocation, replies);
     let balance = |value: &Option<Value>| -> i64 {
-        let text = std::str::from_utf8(value.as_deref().expect("the account is open")).expect("a number");
+        // One that is gone holds nothing: to complain is up to the checker.
+        let text = std::str::from_utf8(value.as_deref().unwrap_or(b"0")).expect("a number");
         text.parse().expect("a number")
     };
     let amount = client.random.between(1, 20);
@@ -309,11 +388,13 @@ fn transfer_with_watch(
     client.put_transaction(&transaction);
     let invocation = log.invoke(transaction);
     client.send()?;
-    log.respond(invocation, client.exec_reply(1)?);
+    let replies = client.exec_reply(1)?;
+    settle(log, invocation, replies);
     Ok(())
 }
 
-fn register_key(key: u32) -> Vec<u8> {
+/// The name of a key.
+pub(super) fn register_key(key: u32) -> Vec<u8> {
     format!("register:{key}").into_bytes()
 }
 
@@ -327,12 +408,14 @@ fn words_of(key: &[u8], command: &register::Command) -> Vec<Vec<u8>> {
     let (name, more): (&str, Vec<Vec<u8>>) = match command {
         Command::Get => ("GET", vec![]),
         Command::Set(value) => ("SET", vec![value.clone()]),
+        Command::GetSet(value) => ("GETSET", vec![value.clone()]),
         Command::SetIfAbsent(value) => ("SET", vec![value.clone(), b"NX".to_vec()]),
         Command::SetIfPresent(value) => ("SET", vec![value.clone(), b"XX".to_vec()]),
         Command::Add(number) => ("INCRBY", vec![number.to_string().into_bytes()]),
         Command::Append(value) => ("APPEND", vec![value.clone()]),
         Command::Delete => ("DEL", vec![]),
         Command::CompareAndSet { .. } => unreachable!("not one command; see compare_and_set"),
+        Command::Put(_) => unreachable!("HTTP only"),
     };
     let mut words = vec![name.as_bytes().to_vec(), key.to_vec()];
     words.extend(more);
@@ -363,7 +446,7 @@ fn words_in_group(group: u32, command: &keyspace::Command) -> Vec<Vec<u8>> {
 }
 
 /// A reply as models speak of it.
-fn reply_of(parsed: &Parsed) -> Reply {
+fn to_reply(parsed: &Parsed) -> Reply {
     let value = |parsed: &Parsed| match parsed.bytes() {
         Some(bytes) => Some(bytes.to_vec()),
         None if parsed.is_null() => None,
@@ -394,6 +477,7 @@ struct Client {
     number: u32,
     random: Random,
     address: SocketAddr,
+    may_be_refused: bool,
     stream: TcpStream,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
@@ -401,9 +485,24 @@ struct Client {
 }
 
 impl Client {
-    fn connect(address: SocketAddr, number: u32, random: Random) -> io::Result<Client> {
+    fn connect(plan: &Plan, number: u32, random: Random) -> io::Result<Client> {
+        let Plan { address, may_be_refused, .. } = *plan;
         let stream = open(address)?;
-        Ok(Client { number, random, address, stream, outgoing: vec![], incoming: vec![], consumed: 0 })
+        let (outgoing, incoming) = (Vec::new(), Vec::new());
+        Ok(Client { number, random, address, may_be_refused, stream, outgoing, incoming, consumed: 0 })
+    }
+
+    /// Whether it says that the log has failed, and nothing was done.
+    fn is_refusal(&self, parsed: &Parsed) -> bool {
+        let is_it = matches!(parsed, Parsed::Line(b'-', text)
+            if text.starts_with(b"MISCONF") || text.starts_with(b"EXECABORT"));
+        assert!(self.may_be_refused || !is_it, "a log that should be whole: {}", parsed.show());
+        is_it
+    }
+
+    /// A reply as models speak of it; nothing: it was refused.
+    fn reply_of(&self, parsed: &Parsed) -> Option<Reply> {
+        (!self.is_refusal(parsed)).then(|| to_reply(parsed))
     }
 
     fn put(&mut self, words: &[Vec<u8>]) {
@@ -466,28 +565,35 @@ impl Client {
         }
     }
 
-    /// The reply to what `put_transaction` has put, nothing being watched.
-    fn transaction_reply(&mut self, commands: usize) -> io::Result<Vec<Reply>> {
-        if commands == 1 { Ok(vec![reply_of(&self.reply()?)]) } else { self.exec_reply(commands) }
+    /// The reply to what `put_transaction` has put, nothing being watched; nothing: it was refused.
+    fn transaction_reply(&mut self, commands: usize) -> io::Result<Option<Vec<Reply>>> {
+        if commands > 1 {
+            return self.exec_reply(commands);
+        }
+        let reply = self.reply()?;
+        Ok(self.reply_of(&reply).map(|reply| vec![reply]))
     }
 
     /// The replies to MULTI, so many commands, and EXEC.
-    fn exec_reply(&mut self, commands: usize) -> io::Result<Vec<Reply>> {
+    fn exec_reply(&mut self, commands: usize) -> io::Result<Option<Vec<Reply>>> {
         expect_ok(&self.reply()?);
         for _ in 0..commands {
             let queued = self.reply()?;
-            assert_eq!(queued, Parsed::Line(b'+', b"QUEUED".to_vec()), "{}", queued.show());
+            let is_queued = queued == Parsed::Line(b'+', b"QUEUED".to_vec());
+            assert!(is_queued || self.is_refusal(&queued), "{}", queued.show());
         }
         let reply = self.reply()?;
         match reply.items() {
-            Some(items) => Ok(items.iter().map(reply_of).collect()),
-            None if reply.is_null() => Ok(vec![Reply::Aborted]),
+            Some(items) => Ok(Some(items.iter().map(to_reply).collect())),
+            None if reply.is_null() => Ok(Some(vec![Reply::Aborted])),
+            None if self.is_refusal(&reply) => Ok(None),
             None => panic!("EXEC answered {}", reply.show()),
         }
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpStream> {
+/// A connection that does not wait for ever.
+pub(super) fn open(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;

@@ -23,7 +23,8 @@ pub struct Operation<I, O> {
     pub output: Option<O>,
     /// The stamp before it was sent.
     pub invoked: u64,
-    /// The stamp after its reply was read, or [`NEVER`].
+    /// The stamp after its reply was read. Of an unknown outcome: the stamp after which it cannot take effect any more,
+    /// or [`NEVER`].
     pub responded: u64,
 }
 
@@ -48,7 +49,7 @@ impl<I, O> History<I, O> {
 
     /// Where one client, on one thread, writes down what it does.
     pub fn client(&self, client: u32) -> Log<'_, I, O> {
-        Log { history: self, client, operations: Vec::new() }
+        Log { history: self, client, operations: Vec::new(), withdrawn: Vec::new() }
     }
 
     /// All operations of the logs that have ended, by invocation.
@@ -58,8 +59,23 @@ impl<I, O> History<I, O> {
         operations
     }
 
-    fn stamp(&self) -> u64 {
+    /// A stamp of its own: later than all that was given out, earlier than all that follows.
+    pub fn stamp(&self) -> u64 {
         self.stamps.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// The power was cut before the stamp `cut`, and what was not durable by then never will be: of the logs that have
+    /// ended, an operation without a response took effect before the cut or never. One that was asked for later never
+    /// did, and is struck out. Call this before anybody asks a server that was started again.
+    pub fn power_was_cut(&self, cut: u64) {
+        let mut all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain_mut(|operation| {
+            let is_open = operation.output.is_none() && operation.responded == NEVER;
+            if is_open {
+                operation.responded = cut;
+            }
+            !is_open || operation.invoked < cut
+        });
     }
 }
 
@@ -69,6 +85,8 @@ pub struct Log<'h, I, O> {
     history: &'h History<I, O>,
     client: u32,
     operations: Vec<Operation<I, O>>,
+    /// Which of them were refused.
+    withdrawn: Vec<usize>,
 }
 
 /// An operation that was invoked. Whoever drops it says: its outcome is unknown.
@@ -95,10 +113,20 @@ impl<I, O> Log<'_, I, O> {
         let operation = &mut self.operations[invocation.0];
         (operation.output, operation.responded) = (Some(output), responded);
     }
+
+    /// The server said that it did not do it and will not: the history goes on as if it had never been asked for, and
+    /// whoever sees its effect sees what nobody wrote.
+    pub fn withdraw(&mut self, invocation: Invocation) {
+        self.withdrawn.push(invocation.0);
+    }
 }
 
 impl<I, O> Drop for Log<'_, I, O> {
     fn drop(&mut self) {
+        self.withdrawn.sort_unstable();
+        for at in self.withdrawn.drain(..).rev() {
+            self.operations.swap_remove(at);
+        }
         let mut all = self.history.operations.lock().unwrap_or_else(PoisonError::into_inner);
         all.append(&mut self.operations);
     }
@@ -107,6 +135,40 @@ impl<I, O> Drop for Log<'_, I, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cut_ends_what_was_under_way_and_strikes_out_what_came_later() {
+        let history = History::<&str, ()>::new();
+        let mut log = history.client(1);
+        let done = log.invoke("done");
+        log.respond(done, ());
+        log.invoke("under way");
+        let refused = log.invoke("refused");
+        log.invoke("also under way");
+        log.withdraw(refused);
+        let cut = history.stamp();
+        log.invoke("too late");
+        let read = log.invoke("answered without a disk");
+        log.respond(read, ());
+        drop(log);
+        history.power_was_cut(cut);
+        let mut log = history.client(2);
+        log.invoke("later");
+        drop(log);
+        let found: Vec<_> = history
+            .into_operations()
+            .into_iter()
+            .map(|operation| (operation.input, operation.output.is_some(), operation.responded))
+            .collect();
+        let expected = [
+            ("done", true, 1),
+            ("under way", false, cut),
+            ("also under way", false, cut),
+            ("answered without a disk", true, cut + 3),
+            ("later", false, NEVER),
+        ];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn threads_record_side_by_side_and_stamps_tell_who_was_over_before_whom() {

@@ -58,6 +58,16 @@ impl Command {
         }
     }
 
+    fn only_looked(&self, output: &Reply) -> bool {
+        match self {
+            Command::One(_, command) => command.only_looked(output),
+            Command::GetAll(_) => true,
+            Command::DeleteAll(_) | Command::Copy { .. } => *output == Reply::Number(0),
+            Command::Rename(..) => *output == Reply::Refused,
+            Command::SetAll(_) => false,
+        }
+    }
+
     fn execute(&self, state: &mut [Option<Value>]) -> Reply {
         match self {
             Command::One(key, command) => command.execute(&mut state[*key]),
@@ -162,6 +172,18 @@ impl Model for Keyspace {
 
     fn may_write(&self, input: &Transaction) -> bool {
         input.commands.iter().any(Command::may_write)
+    }
+
+    fn only_looked(&self, input: &Transaction, output: &Vec<Reply>) -> bool {
+        let mut pairs = input.commands.iter().zip(output);
+        output[..] == [Reply::Aborted] || pairs.all(|(command, output)| command.only_looked(output))
+    }
+
+    fn is_blind(&self, input: &Transaction) -> bool {
+        let is_blind = |command: &Command| {
+            matches!(command, Command::SetAll(_) | Command::One(_, register::Command::Set(_)))
+        };
+        input.watched.is_empty() && input.commands.iter().all(is_blind)
     }
 
     fn show(&self, state: &Self::State) -> String {

@@ -4,7 +4,7 @@
 //! order in which every operation takes effect at one moment between its invocation and its response, such that
 //! a [`checker::Model`] of the server, which does one thing at a time, gives the same replies. An operation
 //! whose outcome nobody learnt (the connection broke, the server died) may have taken effect at any later moment
-//! or never. If there is no such order, somebody saw what no single copy of the data could have shown: a stale read,
+//! or never; if the power was cut meanwhile, at any moment before the cut or never. If there is no such order, somebody saw what no single copy of the data could have shown: a stale read,
 //! a lost update, half of a group, a value nobody wrote.
 //!
 //! | module | what it owns |
@@ -13,13 +13,17 @@
 //! | [`checker`] | the search (Wing and Gong, with Lowe's memory of configurations), partition by partition |
 //! | [`register`] | the model of one key |
 //! | [`keyspace`] | the model of a few keys and of transactions over them |
-//! | [`clients`] | threads that drive a real server and record |
+//! | [`clients`] | threads that drive a real server over RESP and record |
+//! | [`http`] | the same over HTTP |
+//! | [`file`](mod@file) | histories as files, to be judged again |
 //!
 //! It judges what it is shown: an anomaly that left no trace in a reply is not found.
 
 pub mod checker;
 pub mod clients;
+pub mod file;
 pub mod history;
+pub mod http;
 pub mod keyspace;
 pub mod register;
 #[cfg(test)]

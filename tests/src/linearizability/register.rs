@@ -11,6 +11,10 @@ pub enum Command {
     Get,
     /// SET.
     Set(Value),
+    /// GETSET.
+    GetSet(Value),
+    /// PUT over HTTP: a SET whose answer says whether the key was there (0) or is new (1).
+    Put(Value),
     /// SET … NX.
     SetIfAbsent(Value),
     /// SET … XX.
@@ -36,6 +40,8 @@ impl fmt::Debug for Command {
         match self {
             Command::Get => f.write_str("GET"),
             Command::Set(value) => write!(f, "SET {}", text(value)),
+            Command::GetSet(value) => write!(f, "GETSET {}", text(value)),
+            Command::Put(value) => write!(f, "PUT {}", text(value)),
             Command::SetIfAbsent(value) => write!(f, "SET {} NX", text(value)),
             Command::SetIfPresent(value) => write!(f, "SET {} XX", text(value)),
             Command::CompareAndSet { expected, new } => {
@@ -54,6 +60,18 @@ impl Command {
         *self != Command::Get
     }
 
+    /// Whether what was answered so changed nothing.
+    pub fn only_looked(&self, output: &Reply) -> bool {
+        match self {
+            Command::Get => true,
+            Command::SetIfAbsent(_) | Command::SetIfPresent(_) => *output == Reply::Value(None),
+            Command::CompareAndSet { .. } => *output == Reply::Aborted,
+            Command::Add(_) => *output == Reply::Refused,
+            Command::Delete => *output == Reply::Number(0),
+            Command::Set(_) | Command::GetSet(_) | Command::Put(_) | Command::Append(_) => false,
+        }
+    }
+
     /// Does it, and says what the answer is. A compare-and-set does and says what it must when it is not aborted by a
     /// change in between.
     pub fn execute(&self, state: &mut Option<Value>) -> Reply {
@@ -63,6 +81,8 @@ impl Command {
                 *state = Some(value.clone());
                 Reply::Done
             }
+            Command::GetSet(value) => Reply::Value(state.replace(value.clone())),
+            Command::Put(value) => Reply::Number(i64::from(state.replace(value.clone()).is_none())),
             Command::SetIfAbsent(_) if state.is_some() => Reply::Value(None),
             Command::SetIfPresent(_) if state.is_none() => Reply::Value(None),
             Command::SetIfAbsent(value) | Command::SetIfPresent(value) => {
@@ -136,6 +156,14 @@ impl Model for Register {
 
     fn may_write(&self, input: &Keyed) -> bool {
         input.command.may_write()
+    }
+
+    fn only_looked(&self, input: &Keyed, output: &Reply) -> bool {
+        input.command.only_looked(output)
+    }
+
+    fn is_blind(&self, input: &Keyed) -> bool {
+        matches!(input.command, Command::Set(_))
     }
 
     fn show(&self, state: &Self::State) -> String {

@@ -68,6 +68,21 @@ fn overlapping_operations_may_take_effect_in_either_order() {
 }
 
 #[test]
+fn a_pipeline_keeps_its_order() {
+    let both = |clients: [u32; 2]| {
+        [op(clients[0], (0, 10), set("a"), Reply::Done), op(clients[1], (1, 11), Command::Get, NOTHING)]
+    };
+    good(&both([1, 2]));
+    wrong(&both([1, 1]));
+    // What was not answered binds nobody: the client may have gone on over another connection.
+    good(&[
+        unknown(1, 0, set("a")),
+        op(1, (1, 3), Command::Get, NOTHING),
+        op(1, (4, 5), Command::Get, held("a")),
+    ]);
+}
+
+#[test]
 fn a_stale_read_is_found() {
     let explanation = wrong(&[
         op(1, (0, 1), set("a"), Reply::Done),
@@ -163,6 +178,96 @@ fn unknown_outcomes_may_be_needed_several_at_a_time_and_in_their_own_order() {
     good(&with(1));
     wrong(&with(71));
     wrong(&with(12));
+}
+
+// ── power cuts ──
+
+/// Under way at a cut: it took effect before the stamp `cut`, or never.
+fn cut_off(client: u32, invoked: u64, cut: u64, command: Command) -> Single {
+    Operation { responded: cut, ..unknown(client, invoked, command) }
+}
+
+#[test]
+fn a_cut_leaves_what_was_under_way_done_or_undone_for_ever() {
+    let base = [op(1, (0, 1), set("a"), Reply::Done), cut_off(2, 2, 10, set("b"))];
+    let with = |more: &[Single]| [&base[..], more].concat();
+    let read = |at: u64, text: &str| op(3, (at, at + 1), Command::Get, held(text));
+    good(&with(&[read(3, "a"), read(12, "a"), read(14, "a")]));
+    good(&with(&[read(3, "a"), read(12, "b"), read(14, "b")]));
+    // Without the cut the third would be fine: it may take effect at any later moment.
+    wrong(&with(&[read(12, "a"), read(14, "b")]));
+    good(&[base[0].clone(), unknown(2, 2, set("b")), read(12, "a"), read(14, "b")]);
+    // Any operation from after the cut excludes it, and not only a read of it.
+    let after = op(1, (12, 13), append("c"), Reply::Number(2));
+    good(&with(&[after.clone(), read(14, "ac")]));
+    good(&with(&[after.clone(), read(14, "bc")]));
+    wrong(&with(&[after.clone(), read(14, "b")]));
+    wrong(&with(&[op(1, (12, 13), set("c"), Reply::Done), read(14, "b")]));
+    // A read that was asked for before the cut and answered after it may be first.
+    good(&with(&[op(3, (9, 12), Command::Get, held("a")), read(14, "b")]));
+}
+
+#[test]
+fn an_acknowledged_write_that_a_cut_took_is_found() {
+    wrong(&[op(1, (0, 1), set("a"), Reply::Done), op(2, (12, 13), Command::Get, NOTHING)]);
+    let both =
+        [op(1, (0, 1), Command::Add(5), Reply::Number(5)), op(1, (2, 3), Command::Add(5), Reply::Number(10))];
+    let read = |text: &str| op(2, (12, 13), Command::Get, held(text));
+    wrong(&[&both[..], &[read("5")]].concat());
+    good(&[&both[..], &[read("10")]].concat());
+    good(&[&both[..], &[cut_off(2, 4, 10, Command::Add(5)), read("15")]].concat());
+    wrong(&[&both[..], &[cut_off(2, 4, 10, Command::Add(5)), read("20")]].concat());
+    // Of what was acknowledged nothing is missing, but it was put in another order: the later one is gone.
+    wrong(&[op(1, (0, 1), set("a"), Reply::Done), op(1, (2, 3), set("b"), Reply::Done), read("a")]);
+}
+
+#[test]
+fn a_value_that_was_shown_before_a_cut_and_is_gone_after_it_is_found() {
+    let write = cut_off(1, 0, 10, set("a"));
+    let before = op(2, (2, 3), Command::Get, held("a"));
+    wrong(&[write.clone(), before.clone(), op(2, (12, 13), Command::Get, NOTHING)]);
+    good(&[write.clone(), before.clone(), op(2, (12, 13), Command::Get, held("a"))]);
+    // Shown by a reply that came after the power had gone.
+    wrong(&[write.clone(), op(2, (2, 11), Command::Get, held("a")), op(2, (12, 13), Command::Get, NOTHING)]);
+    // Shown indirectly: the length of what was appended to it.
+    wrong(&[write, op(2, (2, 3), append("b"), Reply::Number(2)), op(2, (12, 13), Command::Get, held("b"))]);
+}
+
+#[test]
+fn a_deleted_value_that_comes_back_is_found() {
+    let base = [op(1, (0, 1), set("a"), Reply::Done), op(1, (2, 3), Command::Delete, Reply::Number(1))];
+    let read = op(2, (12, 13), Command::Get, held("a"));
+    wrong(&[&base[..], std::slice::from_ref(&read)].concat());
+    // Whose deletion was under way it may be there or not, but not both.
+    let open = [base[0].clone(), cut_off(1, 2, 10, Command::Delete)];
+    good(&[&open[..], std::slice::from_ref(&read)].concat());
+    good(&[&open[..], &[op(2, (12, 13), Command::Get, NOTHING)]].concat());
+    wrong(
+        &[&open[..], &[op(2, (12, 13), Command::Get, NOTHING), op(2, (14, 15), Command::Get, held("a"))]]
+            .concat(),
+    );
+}
+
+#[test]
+fn what_several_cuts_left_is_kept_apart() {
+    let counts = |from: u64, cut: u64| (0..8).map(move |at| cut_off(9, from + at, cut, Command::Add(10)));
+    let read = |at: u64, sum: &str| op(3, (at, at + 1), Command::Get, held(sum));
+    let history = |first: &str, second: &str| -> Vec<Single> {
+        let first = counts(0, 20).chain([read(22, first)]);
+        first.chain(counts(30, 50)).chain([read(52, second)]).collect()
+    };
+    good(&history("80", "160"));
+    good(&history("30", "30"));
+    wrong(&history("30", "120"));
+    wrong(&history("90", "100"));
+    wrong(&history("30", "20"));
+    // A transaction that a cut tore.
+    let pair = Operation { responded: 10, output: None, ..multi(1, (2, 3), mset(&["b", "b"]), Reply::Done) };
+    let torn = |after: &[&str]| {
+        let read = multi(2, (12, 13), Several::GetAll(vec![0, 1]), all(after));
+        is_good(2, &[multi(1, (0, 1), mset(&["a", "a"]), Reply::Done), pair.clone(), read])
+    };
+    assert!(torn(&["a", "a"]) && torn(&["b", "b"]) && !torn(&["a", "b"]) && !torn(&["b", "a"]));
 }
 
 // ── several keys ──
@@ -280,8 +385,15 @@ fn renames_copies_and_deletions_of_several_keys_are_judged() {
 // ── random histories ──
 
 /// A history of clients whose operations overlap, carried out on a register for each key at a moment within each; about
-/// one in `unknown_in` has lost its reply.
-fn simulated(random: &mut Random, count: usize, clients: usize, keys: u32, unknown_in: usize) -> Vec<Single> {
+/// one in `unknown_in` has lost its reply, and a power cut ends all that is under way once in `cut_in` steps.
+fn simulated(
+    random: &mut Random,
+    count: usize,
+    clients: usize,
+    keys: u32,
+    unknown_in: usize,
+    cut_in: usize,
+) -> Vec<Single> {
     let mut states: Vec<Option<Value>> = vec![None; keys as usize];
     let mut pending: Vec<Option<(Single, bool)>> = vec![None; clients];
     let mut history = Vec::with_capacity(count);
@@ -290,6 +402,14 @@ fn simulated(random: &mut Random, count: usize, clients: usize, keys: u32, unkno
     while history.len() < count {
         let client = random.below(clients);
         stamp += 1;
+        if random.below(cut_in) == 0 {
+            let cut_off = pending.iter_mut().filter_map(Option::take).map(|(operation, _)| operation);
+            history.extend(cut_off.map(|operation| Operation { output: None, ..operation }));
+            for operation in history.iter_mut().rev().filter(|operation| operation.output.is_none()) {
+                operation.responded = operation.responded.min(stamp);
+            }
+            continue;
+        }
         match pending[client].take() {
             None if started == count => {}
             None => {
@@ -338,14 +458,16 @@ fn by_key(history: &[Single]) -> Report {
 fn half_a_million_operations_are_judged_key_by_key() {
     let seed = seed();
     println!("MILLRACE_SEED={seed}");
-    for (keys, unknown_in) in [(200, usize::MAX / 8), (50, 2_000)] {
-        let mut history = simulated(&mut Random::new(seed), 500_000, 16, keys, unknown_in);
+    for (keys, unknown_in, cut_in) in
+        [(200, usize::MAX / 8, usize::MAX), (50, 2_000, usize::MAX), (50, 20_000, 20_000)]
+    {
+        let mut history = simulated(&mut Random::new(seed), 500_000, 16, keys, unknown_in, cut_in);
         let unknown = history.iter().filter(|operation| operation.output.is_none()).count();
         let began = Instant::now();
         let report = by_key(&history);
         let took = began.elapsed().as_secs_f64();
         report.demand(&format!("MILLRACE_SEED={seed}"));
-        assert_eq!((report.operations, report.partitions), (500_000, keys as usize));
+        assert_eq!((report.operations, report.partitions), (history.len(), keys as usize));
         println!(
             "{} operations of 16 clients, {unknown} of unknown outcome, {keys} keys: {took:.2} s, {:.0} thousand a \
              second, {:.2} configurations an operation",
@@ -377,7 +499,7 @@ fn half_a_million_operations_are_judged_key_by_key() {
 fn one_key_that_everybody_wants_is_judged_as_well() {
     let seed = seed();
     println!("MILLRACE_SEED={seed}");
-    let history = simulated(&mut Random::new(seed), 5_000, 16, 1, 1_000);
+    let history = simulated(&mut Random::new(seed), 5_000, 16, 1, 1_000, usize::MAX);
     let began = Instant::now();
     let report = by_key(&history);
     report.demand(&format!("MILLRACE_SEED={seed}"));
@@ -385,14 +507,26 @@ fn one_key_that_everybody_wants_is_judged_as_well() {
 }
 
 /// Tries every order: right by inspection, and hopeless beyond a handful of operations.
-fn has_an_order<M: Model>(model: &M, state: &M::State, left: &[&Operation<M::Input, M::Output>]) -> bool {
-    if left.iter().all(|operation| operation.output.is_none()) {
-        return true;
-    }
-    let first_response = left.iter().map(|operation| operation.responded).min().expect("some are left");
-    (0..left.len()).filter(|&at| left[at].invoked < first_response).any(|at| {
+fn has_an_order<M: Model>(
+    model: &M,
+    state: &M::State,
+    latest: u64,
+    left: &[&Operation<M::Input, M::Output>],
+) -> bool {
+    let completed = left.iter().filter(|operation| operation.output.is_some());
+    let Some(first_response) = completed.map(|operation| operation.responded).min() else { return true };
+    let is_next = |at: &usize| {
+        let it = left[*at];
+        let comes_first = |other: &&Operation<M::Input, M::Output>| {
+            other.output.is_some() && other.client == it.client && other.invoked < it.invoked
+        };
+        let is_its_turn = it.output.is_none() || !left.iter().any(comes_first);
+        is_its_turn && it.invoked < first_response && latest < it.responded
+    };
+    (0..left.len()).filter(is_next).any(|at| {
         let next = model.step(state, &left[at].input, left[at].output.as_ref());
-        next.is_some_and(|next| has_an_order(model, &next, &[&left[..at], &left[at + 1..]].concat()))
+        let rest = [&left[..at], &left[at + 1..]].concat();
+        next.is_some_and(|next| has_an_order(model, &next, latest.max(left[at].invoked), &rest))
     })
 }
 
@@ -401,22 +535,37 @@ fn small_histories_are_judged_as_by_trying_every_order() {
     let seed = seed();
     println!("MILLRACE_SEED={seed}");
     let mut random = Random::new(seed);
-    let mut verdicts = [0; 2];
+    let mut verdicts = [[0; 2]; 2];
     for round in 0..20_000 {
-        let mut history = simulated(&mut random, 7, 3, 1, 4);
+        let cut_in = *random.pick(&[usize::MAX, 15]);
+        let mut history = simulated(&mut random, 7, 3, 1, 4, cut_in);
+        history.truncate(7);
+        // Clients that do not wait for replies: some of them are one.
+        if random.chance(50) {
+            history.iter_mut().for_each(|operation| operation.client = operation.client.min(1));
+        }
         // Half of them are spoilt: a reply taken from another operation, or a response that came earlier.
         for _ in 0..random.below(3) {
             let (at, from) = (random.below(7), random.below(7));
             if history[at].output.is_some() && history[from].output.is_some() {
                 history[at].output = history[from].output.clone();
+            } else if history[at].output.is_none() && history[at].invoked + 2 < history[at].responded {
+                // A cut that came right after it was asked for.
+                history[at].responded = history[at].invoked + 2;
             }
         }
         let operations: Vec<&Single> = history.iter().collect();
-        let expected = has_an_order(&Register, &None, &operations);
+        let expected = has_an_order(&Register, &None, 0, &operations);
         let found = matches!(check(&Register, &history).outcome, Outcome::Linearizable);
         assert_eq!(found, expected, "round {round} with MILLRACE_SEED={seed}: {history:#?}");
-        verdicts[usize::from(found)] += 1;
+        let is_cut =
+            history.iter().any(|operation| operation.output.is_none() && operation.responded < NEVER);
+        verdicts[usize::from(is_cut)][usize::from(found)] += 1;
     }
-    println!("{} good, {} wrong", verdicts[1], verdicts[0]);
-    assert!(verdicts.iter().all(|&count| count > 1_000), "too one-sided to prove anything: {verdicts:?}");
+    println!("without a cut {} good, {} wrong", verdicts[0][1], verdicts[0][0]);
+    println!("with one {} good, {} wrong", verdicts[1][1], verdicts[1][0]);
+    assert!(
+        verdicts.concat().iter().all(|&count| count > 500),
+        "too one-sided to prove anything: {verdicts:?}"
+    );
 }
