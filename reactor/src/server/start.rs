@@ -14,6 +14,7 @@ use super::log_thread::{LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
 use super::recovery::{self, RecoveryError, RecoveryOptions};
+use super::replay::replay;
 use super::shard::{self, Company};
 use super::topology::Topology;
 use crate::clock::SystemClock;
@@ -41,7 +42,6 @@ use std::time::Duration;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
 use store::journal::Journal;
-use store::mutation::Mutation;
 use store::session::{Durability, Transport};
 use store::shards::{self, Message, Totals};
 
@@ -374,8 +374,10 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
     let mut options = RecoveryOptions::new(random()?);
     options.to = launch.recover_to;
     let mut report = |line: &str| eprintln!("millrace: {line}");
-    let recovered = recovery::recover(&launch.dir, options, &mut report, |lsn, _, record| {
-        apply(plans, record, now).map_err(|why| format!("the record with LSN {lsn}: {why}"))
+    let records = recovery::records_about(&launch.dir).map_err(StartError::Recovery)?;
+    let engines = plans.iter_mut().map(|plan| &mut plan.engine).collect();
+    let recovered = replay(&launch.dir, engines, records, now, |each| {
+        recovery::recover(&launch.dir, options, &mut report, each)
     })
     .map_err(StartError::Recovery)?;
     if launch.recover_to.is_some()
@@ -418,19 +420,6 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
         plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
     }
     Ok(DurableLog { thread, _lock: lock })
-}
-
-/// Applies one record: each effect on the shard that has its key now, whatever shards there were when it was written.
-fn apply(plans: &mut [Plan], record: &[u8], now: store::time::Now) -> Result<(), String> {
-    let mut rest = record;
-    while !rest.is_empty() {
-        let mutation = Mutation::decode(&mut rest).map_err(|error| error.to_string())?;
-        let only = mutation.key().map(|key| plans[0].place.shard_of(key));
-        for plan in plans.iter_mut().filter(|plan| only.is_none_or(|shard| shard == plan.place.index)) {
-            plan.engine.apply(&mutation, now).map_err(|error| format!("no room for it: {error:?}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Threads that make their rings and wait for the word to serve.
