@@ -47,6 +47,9 @@ pub struct Start {
     pub spares: Vec<Sequence>,
     /// The time of the last record; no later record is given an earlier one.
     pub last_unix_us: u64,
+    /// A block says already that everything before `next_lsn` is durable: the log was closed. A run that writes nothing
+    /// then leaves the log as it found it.
+    pub is_marked: bool,
     /// Random, new for each start.
     pub uid_seed: u64,
 }
@@ -62,6 +65,7 @@ impl Start {
             segments: Vec::new(),
             spares: Vec::new(),
             last_unix_us: 0,
+            is_marked: false,
             uid_seed,
         }
     }
@@ -273,8 +277,8 @@ impl GroupCommit {
             flush_target: Lsn::ZERO,
             // A run begins by saying that all it found is durable: from then on damage to it is told from a
             // torn tail.
-            mark_wanted: true,
-            marked_lsn: Lsn::ZERO,
+            mark_wanted: !start.is_marked,
+            marked_lsn: if start.is_marked { last_lsn } else { Lsn::ZERO },
             closing: Closing::No,
             failure: None,
             pool: Vec::new(),
@@ -524,7 +528,7 @@ impl GroupCommit {
         for file in self.spares.leftovers() {
             match file {
                 FileName::Segment(sequence) => {
-                    segments.push(KnownSegment { sequence, length, first_lsn: None })
+                    segments.push(KnownSegment { sequence, length, first_lsn: None, is_empty: false })
                 }
                 FileName::Spare(sequence) => spares.push(sequence),
             }
@@ -539,6 +543,7 @@ impl GroupCommit {
             segments,
             spares,
             last_unix_us: self.last_unix_us,
+            is_marked: false,
             uid_seed,
         })
     }
@@ -694,7 +699,8 @@ impl GroupCommit {
         }
         if self.flush.as_ref().is_some_and(|flush| flush.id == completion.id) {
             let flush = self.flush.take().expect("just seen");
-            return self.after_flush(&flush, completion.result);
+            self.after_flush(&flush, completion.result);
+            return self.let_go_of_empty();
         }
         let waits = |block: &InFlight| block.id == completion.id && !block.is_written && block.rest.is_none();
         let Some(index) = self.in_flight.iter().position(waits) else {
@@ -702,6 +708,14 @@ impl GroupCommit {
         };
         let buffer = completion.buffer.take();
         self.after_write(index, completion.result, buffer);
+        self.let_go_of_empty();
+    }
+
+    /// Once this run has durably begun a segment, one in which the run before wrote nothing may go.
+    fn let_go_of_empty(&mut self) {
+        if self.durable_end > FIRST_BLOCK_OFFSET && self.failure.is_none() {
+            self.spares.has_begun();
+        }
     }
 
     fn after_write(&mut self, index: usize, result: Result<usize, Errno>, buffer: Option<BlockBuffer>) {
