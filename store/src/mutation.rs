@@ -408,7 +408,7 @@ mod tests {
     fn effects_are_applied_up_to_the_first_that_cannot_be() {
         let now = Now { unix_us: 1_700_000_000_000_000, ..Now::default() };
         for good in [0, 1, AHEAD - 1, AHEAD, 3 * AHEAD + 5] {
-            let source = alloc::boxed::Box::new(crate::arena::HeapSource::default());
+            let source = Box::new(crate::arena::HeapSource::default());
             let mut keyspace = Keyspace::new(crate::keyspace::KeyspaceOptions::default(), source);
             let mut effects = Vec::new();
             for number in 0..good {

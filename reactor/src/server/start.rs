@@ -9,7 +9,7 @@
 
 use super::config::{Bind, Io, Launch, Settings};
 use super::log_end::LogEnd;
-use super::log_handle::Waker;
+use super::log_handle::{LogState, Waker};
 use super::log_thread::{LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
@@ -415,6 +415,9 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
     let files = LogFiles::new(&launch.dir, launch.log_write_mode);
     let (thread, handles) =
         LogThread::start(files, &recovered.start, options, wakers).map_err(StartError::System)?;
+    if let state @ LogState::Full(_) = thread.shared().state() {
+        notes.push(format!("writes are refused until there is room, reads are served: {state}"));
+    }
     for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
         plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
         plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
