@@ -104,7 +104,8 @@ impl fmt::Display for Refused {
             }
             Refused::Full(failure) => write!(
                 f,
-                "no room for the log: {failure}; free space on its disk, or take a snapshot that lets old segments go"
+                "no room for the log: {failure}; {}, or take a snapshot that lets old segments go",
+                failure.errno.remedy()
             ),
             Refused::Failed(failure) => failure.fmt(f),
             Refused::Closed => f.write_str("the log is closed"),
@@ -226,6 +227,8 @@ pub struct GroupCommit {
     flush: Option<FlushInFlight>,
     /// The record up to which [`GroupCommit::request_flush`] wants everything durable.
     flush_target: Lsn,
+    /// And the one up to which [`GroupCommit::request_write`] wants everything written.
+    write_target: Lsn,
     /// A block without records shall say what is durable.
     mark_wanted: bool,
     /// The highest `durable_lsn` that a block says.
@@ -275,6 +278,7 @@ impl GroupCommit {
             granted_bytes: 0,
             flush: None,
             flush_target: Lsn::ZERO,
+            write_target: Lsn::ZERO,
             // A run begins by saying that all it found is durable: from then on damage to it is told from a
             // torn tail.
             mark_wanted: !start.is_marked,
@@ -471,6 +475,17 @@ impl GroupCommit {
         self.flush_target = self.appended_lsn;
     }
 
+    /// Under [`FlushPolicy::OnRequest`]: hands everything appended so far to the operating system, which costs the rest of
+    /// a page and no flush. The end of the process alone then loses nothing of it.
+    pub fn request_write(&mut self) {
+        self.write_target = self.appended_lsn;
+    }
+
+    /// True if records wait for their block to be full, or for a flush.
+    pub fn has_open_block(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Changes the policy while running (CONFIG SET). Going to `EveryBlock` has everything pending flushed.
     pub fn set_flush_policy(&mut self, policy: FlushPolicy) {
         self.settings.flush_policy = policy;
@@ -608,7 +623,7 @@ impl GroupCommit {
         if self.sealed.is_empty() {
             let due = self.settings.flush_policy == FlushPolicy::EveryBlock
                 || self.closing != Closing::No
-                || self.written_lsn < self.flush_target;
+                || self.written_lsn < self.flush_target.max(self.write_target);
             if self.open.is_some() && due {
                 self.seal_open();
             } else if self.open.is_none() {

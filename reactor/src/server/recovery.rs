@@ -194,7 +194,7 @@ impl fmt::Display for RecoveryError {
                 lsn.previous()
             ),
             RecoveryError::Io { path, doing, offset, error } => {
-                write!(f, "{doing} {} at offset {offset}: {error}", path.display())
+                write!(f, "{doing} {} at offset {offset}: {}", path.display(), log_files::in_words(error))
             }
             RecoveryError::NotReached { last, wanted } => write!(
                 f,

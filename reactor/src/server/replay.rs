@@ -167,3 +167,96 @@ fn apply(
     engine.expect_keys(0);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::arena::HeapSource;
+    use store::config::Config;
+    use store::engine::Seeds;
+    use store::shards::Totals;
+    use store::value::Encoding;
+
+    fn engines(count: usize) -> Vec<Engine> {
+        let totals = Totals::new(count);
+        let engine = |index| {
+            let (seeds, memory) = (Seeds::default(), Box::new(HeapSource::default()));
+            Engine::with_place(
+                Config::default(),
+                seeds,
+                memory,
+                Now::default(),
+                Place { index, count },
+                totals.clone(),
+            )
+        };
+        (0..count).map(engine).collect()
+    }
+
+    fn set(number: u64, value: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let key = format!("key-{}", number % 5000);
+        Mutation::Set { key: key.as_bytes(), value, expires_at: None, encoding: Encoding::Auto }
+            .encode(&mut bytes);
+        bytes
+    }
+
+    fn into(engines: &mut [Engine], records: &[Vec<u8>]) -> Result<(), RecoveryError> {
+        let count = records.len() as u64;
+        replay(Path::new("there"), engines.iter_mut().collect(), count, Now::default(), |each| {
+            for (at, record) in records.iter().enumerate() {
+                let lsn = Lsn(at as u64 + 1);
+                each(lsn, 0, record).map_err(|why| RecoveryError::Record {
+                    directory: "there".into(),
+                    lsn,
+                    why,
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Many portions, values larger than one, and a clearing in between: every shard ends with what is its own.
+    #[test]
+    fn every_shard_gets_its_own_and_in_order() {
+        for count in [1, 3] {
+            let mut engines = engines(count);
+            let mut records: Vec<Vec<u8>> =
+                (0..20_000).map(|number| set(number, &number.to_le_bytes())).collect();
+            let mut clear = Vec::new();
+            Mutation::Clear.encode(&mut clear);
+            records.push(clear);
+            records
+                .push([set(1, &vec![7; 3 << 20]), set(2, b"two"), set(3, b"three"), set(1, b"one")].concat());
+            records.extend((4..4000).map(|number| set(number, b"old")));
+            records.extend((4..4000).map(|number| set(number, &number.to_le_bytes())));
+            into(&mut engines, &records).unwrap();
+            assert_eq!(engines.iter().map(Engine::keys).sum::<usize>(), 3999);
+            let place = Place { index: 0, count };
+            for number in 1..4000_u64 {
+                let key = format!("key-{number}");
+                let keyspace = &mut engines[place.shard_of(key.as_bytes())].shared_mut().keyspace;
+                let hash = keyspace.hash(key.as_bytes());
+                let value = keyspace.peek(key.as_bytes(), hash, Now::default()).unwrap().value.to_vec();
+                let expected = match number {
+                    1 => b"one".to_vec(),
+                    2 => b"two".to_vec(),
+                    3 => b"three".to_vec(),
+                    _ => number.to_le_bytes().to_vec(),
+                };
+                assert_eq!(value, expected, "{key} of {count} shards");
+            }
+        }
+    }
+
+    /// The record that is wrong is named, and not the one that was being read when that was found.
+    #[test]
+    fn a_record_that_cannot_be_applied_is_named() {
+        for count in [1, 3] {
+            let mut records: Vec<Vec<u8>> = (0..100_000).map(|number| set(number, b"some value")).collect();
+            records[17_000] = vec![99];
+            let refused = into(&mut engines(count), &records).unwrap_err();
+            assert!(matches!(refused, RecoveryError::Record { lsn: Lsn(17_001), .. }), "{refused}");
+        }
+    }
+}

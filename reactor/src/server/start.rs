@@ -22,7 +22,7 @@ use crate::cpu::{self, PinError, ThreadCpuTime, ThreadsCpuTime};
 use crate::io::driver::Driver;
 use crate::io::epoll::EpollDriver;
 use crate::io::listener::{ListenError, ListenOptions, Listener};
-use crate::io::log_files::{DirectoryLock, LockError, LogFiles};
+use crate::io::log_files::{self, DirectoryLock, LockError, LogFiles};
 use crate::io::memory::MmapSource;
 use crate::io::probe::{self, RingUnavailable};
 use crate::io::stop::StopSignal;
@@ -231,7 +231,9 @@ impl fmt::Display for StartError {
             Self::Lock(error) => error.fmt(f),
             Self::Recovery(error) => error.fmt(f),
             Self::Listen(error) => error.fmt(f),
-            Self::System(error) => error.fmt(f),
+            Self::System(error) => {
+                write!(f, "the system refused what a start needs: {}", log_files::in_words(error))
+            }
         }
     }
 }
