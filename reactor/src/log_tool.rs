@@ -469,8 +469,10 @@ fn set_aside(directory: &Path, sequence: Sequence) -> Result<(), ToolError> {
     let name = FileName::Segment(sequence).to_string();
     let (from, to) = (directory.join(&name), directory.join(format!("{name}{SET_ASIDE_SUFFIX}")));
     let renamed = std::fs::rename(&from, &to).and_then(|()| log_files::flush_directory(directory));
-    renamed
-        .map_err(|error| ToolError::Text(format!("renaming {} to {}: {error}", from.display(), to.display())))
+    renamed.map_err(|error| {
+        let error = log_files::in_words(&error);
+        ToolError::Text(format!("renaming {} to {}: {error}", from.display(), to.display()))
+    })
 }
 
 /// Begins a new epoch behind what is kept, has it say so on disk, and reads the log again.

@@ -20,9 +20,9 @@ use crate::command::{self, Command, Outcome, Pausing, flag};
 use crate::config::Config;
 use crate::eviction::EvictionPolicy;
 use crate::journal::Journal;
-use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions, StoreError};
+use crate::keyspace::{KeyHash, Keyspace, KeyspaceOptions};
 use crate::metrics::Metrics;
-use crate::mutation::Mutation;
+use crate::mutation::NotApplied;
 use crate::protocol::http;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
@@ -737,9 +737,19 @@ impl Engine {
         self.shared().journal.as_ref().and_then(|journal| journal.first_awaited())
     }
 
-    /// Applies an effect read from the log, before anything is served.
-    pub fn apply(&mut self, mutation: &Mutation<'_>, now: Now) -> Result<(), StoreError> {
-        at_home!(self).keyspace.apply(mutation, now)
+    /// Applies effects read from the log, before anything is served; see [`Keyspace::apply_all`].
+    pub fn apply_all(&mut self, effects: &[u8], now: Now) -> Result<(), NotApplied> {
+        at_home!(self).keyspace.apply_all(effects, now)
+    }
+
+    /// See [`Keyspace::expect`].
+    pub fn expect_keys(&mut self, keys: usize) {
+        at_home!(self).keyspace.expect(keys);
+    }
+
+    /// Keys of this shard.
+    pub fn keys(&self) -> usize {
+        self.shared().keyspace.len()
     }
 
     /// Input that is kept and may be executed in the next turn, in bytes; 0 where it is little.

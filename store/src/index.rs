@@ -322,6 +322,8 @@ pub(crate) struct Index {
     /// Slabs in which no chunk is used any more, on their way out; see [`Index::released_slab`].
     released: Vec<&'static mut [u8]>,
     entries: usize,
+    /// See [`Index::expect`].
+    expected: usize,
     /// Equal hashes first, then by key; the value is a position in `stashed`.
     stash: BTreeMap<u64, BTreeMap<Box<[u8]>, u32>>,
     stashed: Vec<Stashed>,
@@ -348,6 +350,7 @@ impl Index {
             chunks_used: 0,
             released: Vec::new(),
             entries: 0,
+            expected: 0,
             stash: BTreeMap::new(),
             stashed: Vec::new(),
             free_stashed: Vec::new(),
@@ -404,6 +407,13 @@ impl Index {
 
     pub fn is_empty(&self) -> bool {
         self.entries == 0
+    }
+
+    /// Says how many entries there will be before long; 0: nobody knows. A piece that is full then grows in one step to
+    /// what its share of them needs, where it would go through every size on the way: five moves of an entry become
+    /// one. It never grows before it is full, so an expectation that is far too high costs a little memory.
+    pub fn expect(&mut self, entries: usize) {
+        self.expected = entries;
     }
 
     /// Bytes of the buckets, pieces and directory in use.
@@ -793,31 +803,44 @@ impl Index {
         if usize::from(piece.entries) * 10 < piece.slots() * 6 {
             return Ok(false);
         }
-        if usize::from(piece.chunk_count) < CHUNKS_MAX {
-            self.reserve_chunks(1)?;
-            self.empty_piece(number, records);
-            let chunk = self.take_chunk();
-            let piece = &mut self.pieces[number as usize];
-            piece.chunks[usize::from(piece.chunk_count)] = chunk;
-            piece.chunk_count += 1;
-            self.growths += 1;
-        } else {
-            if u32::from(piece.depth) == self.depth {
-                let pieces = self.pieces.len() - self.free_pieces.len();
-                if self.depth == DEPTH_MAX || self.directory.len() * 2 > (pieces + 1) * DIRECTORY_PER_PIECE {
-                    return Ok(false);
-                }
-            }
-            self.reserve_chunks(2 * CHUNKS_MIN - CHUNKS_MAX)?;
+        let chunk_count = usize::from(piece.chunk_count);
+        // A directory that is as deep as it may be leaves only the other way.
+        let may_split = u32::from(piece.depth) < self.depth || {
+            let pieces = self.pieces.len() - self.free_pieces.len();
+            self.depth < DEPTH_MAX && self.directory.len() * 2 <= (pieces + 1) * DIRECTORY_PER_PIECE
+        };
+        let wanted = self.chunks_expected(piece.depth).max(chunk_count + 1);
+        if wanted > CHUNKS_MAX && may_split {
+            self.reserve_chunks(2 * CHUNKS_MIN - chunk_count)?;
             if u32::from(piece.depth) == self.depth {
                 self.double_directory();
             }
             self.empty_piece(number, records);
             self.split(number, hash);
             self.splits += 1;
+        } else if chunk_count < CHUNKS_MAX {
+            let wanted = wanted.min(CHUNKS_MAX);
+            self.reserve_chunks(wanted - chunk_count)?;
+            self.empty_piece(number, records);
+            for slot in chunk_count..wanted {
+                let chunk = self.take_chunk();
+                self.pieces[number as usize].chunks[slot] = chunk;
+            }
+            self.pieces[number as usize].chunk_count = wanted as u8;
+            self.growths += 1;
+        } else {
+            return Ok(false);
         }
         self.place_moving(records);
         Ok(true)
+    }
+
+    /// How many chunks a piece of this depth will need for its share of what is expected, and some more because no two
+    /// shares are equal.
+    fn chunks_expected(&self, depth: u8) -> usize {
+        const CHUNK_ENTRIES: usize = CHUNK_BUCKETS * SLOTS * FILL_MAX_16THS / 16;
+        let share = self.expected >> depth;
+        (share + share / 16).div_ceil(CHUNK_ENTRIES)
     }
 
     fn double_directory(&mut self) {
@@ -829,15 +852,15 @@ impl Index {
         self.depth += 1;
     }
 
-    /// Shares the chunks of an emptied piece of the largest size between it and a new one.
+    /// Shares the chunks of an emptied piece between it and a new one, and gives both what the smallest size has.
     fn split(&mut self, number: u32, hash: u64) {
         let piece = &mut self.pieces[number as usize];
         piece.depth += 1;
         let depth = u32::from(piece.depth);
         let mut new =
             Piece { chunks: [0; CHUNKS_MAX], entries: 0, chunk_count: CHUNKS_MIN as u8, depth: depth as u8 };
-        let moved = CHUNKS_MAX - CHUNKS_MIN;
-        new.chunks[..moved].copy_from_slice(&piece.chunks[CHUNKS_MIN..]);
+        let moved = usize::from(piece.chunk_count) - CHUNKS_MIN;
+        new.chunks[..moved].copy_from_slice(&piece.chunks[CHUNKS_MIN..][..moved]);
         piece.chunk_count = CHUNKS_MIN as u8;
         for slot in moved..CHUNKS_MIN {
             new.chunks[slot] = self.take_chunk();
@@ -1301,6 +1324,32 @@ mod tests {
     fn ordinary_hashes_need_no_stash() {
         // A stash that is not empty makes every miss slower, so it must not happen by chance.
         assert_eq!(exercise(1_000_000, |rng| rng.next()), 0);
+    }
+
+    /// Recovery spent more on growing the index than on anything else: every entry was moved five times on the way.
+    #[test]
+    fn what_is_expected_is_moved_once_and_takes_no_more_memory() {
+        const COUNT: usize = 300_000;
+        let fill = |expected: usize| {
+            let mut rng = Rng::new(5);
+            let (mut source, mut records) = (HeapSource::default(), Hashes::default());
+            let mut index = Index::new(&mut source).expect("memory");
+            index.expect(expected);
+            for _ in 0..COUNT {
+                let offset = records.add(rng.next());
+                assert!(insert(&mut index, &records, &mut source, offset));
+            }
+            index.check(&records).unwrap();
+            assert_eq!(index.stashed(), 0);
+            (index.growths + index.splits, index.used_bytes())
+        };
+        let (steps, bytes) = fill(0);
+        let (steps_expected, bytes_expected) = fill(COUNT);
+        assert!(steps_expected * 2 < steps, "{steps_expected} steps, and {steps} without knowing");
+        assert!(bytes_expected < bytes + bytes / 16, "{bytes_expected} bytes, and {bytes} without knowing");
+        // An expectation that is far too high, as where every record is of the same few keys, is bounded in memory.
+        let (_, bytes_wrong) = fill(1000 * COUNT);
+        assert!(bytes_wrong < 2 * bytes, "{bytes_wrong} bytes, and {bytes} without knowing");
     }
 
     #[test]

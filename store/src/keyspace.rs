@@ -350,6 +350,11 @@ impl Keyspace {
         self.index.prefetch_away(hash.0, |offset| self.arena.prefetch(offset));
     }
 
+    /// Says how many keys there will be before long, so that the index grows in one step and not in many; 0: nobody knows.
+    pub fn expect(&mut self, keys: usize) {
+        self.index.expect(keys);
+    }
+
     // ---- lookups ----------------------------------------------------------------------------------------
 
     #[inline(always)]

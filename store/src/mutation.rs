@@ -17,7 +17,7 @@
 //! many bytes. The two low bits of the flags are the value's [`Encoding`]. Effects follow one another without a gap.
 
 use crate::expiry::Expiry;
-use crate::keyspace::{Keyspace, StoreError};
+use crate::keyspace::{KeyHash, Keyspace, StoreError};
 use crate::time::Now;
 use crate::value::Encoding;
 use alloc::vec::Vec;
@@ -90,6 +90,43 @@ pub struct Malformed {
 impl core::fmt::Display for Malformed {
     fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(formatter, "expected {} in an effect, {} bytes before its end", self.expected, self.left)
+    }
+}
+
+/// How many effects' keys are fetched together.
+const AHEAD: usize = 32;
+const _: () = assert!(AHEAD <= u64::BITS as usize, "a batch is a word of flags");
+
+/// An effect that could not be made happen; those before it were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotApplied {
+    /// Where it begins in the bytes that were given.
+    pub at: usize,
+    /// Why.
+    pub why: WhyNot,
+}
+
+/// Why an effect could not be made happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// It is none.
+    Malformed(Malformed),
+    /// There is no room for it.
+    Refused(StoreError),
+}
+
+impl core::fmt::Display for WhyNot {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            WhyNot::Malformed(malformed) => malformed.fmt(formatter),
+            WhyNot::Refused(StoreError::OutOfSpace) => formatter.write_str(
+                "there is no memory for it: this process may have no more, or a shard has the 32 GiB it can have; give it more \
+                 memory, or more shards (--shards)",
+            ),
+            WhyNot::Refused(StoreError::TooLarge) => {
+                formatter.write_str("its key or value is longer than this version takes")
+            }
+        }
     }
 }
 
@@ -180,23 +217,67 @@ impl<'a> Mutation<'a> {
 impl Keyspace {
     /// Makes an effect happen: recovery, and what a replica does all day.
     pub fn apply(&mut self, mutation: &Mutation<'_>, now: Now) -> Result<(), StoreError> {
+        self.apply_hashed(mutation, mutation.key().map_or(KeyHash(0), |key| self.hash(key)), now)
+    }
+
+    /// Makes effects happen that stand one behind the other, as [`apply`](Self::apply) would one by one. The buckets and
+    /// records of a few dozen are fetched before the first of them is touched: while one is awaited, the others come.
+    pub fn apply_all(&mut self, effects: &[u8], now: Now) -> Result<(), NotApplied> {
+        let mut rest = effects;
+        while !rest.is_empty() {
+            let mut batch = [(0, Mutation::Clear, KeyHash(0)); AHEAD];
+            let mut count = 0;
+            let mut malformed = None;
+            while count < AHEAD && !rest.is_empty() {
+                let at = effects.len() - rest.len();
+                match Mutation::decode(&mut rest) {
+                    Ok(mutation) => {
+                        let hash = mutation.key().map_or(KeyHash(0), |key| self.hash(key));
+                        self.prefetch_bucket(hash);
+                        batch[count] = (at, mutation, hash);
+                        count += 1;
+                    }
+                    Err(error) => {
+                        // What comes before it happens first, as it would one by one.
+                        malformed = Some(NotApplied { at, why: WhyNot::Malformed(error) });
+                        break;
+                    }
+                }
+            }
+            let batch = &batch[..count];
+            let mut away = 0u64;
+            for (index, &(_, _, hash)) in batch.iter().enumerate() {
+                away |= u64::from(self.prefetch_record(hash)) << index;
+            }
+            while away != 0 {
+                self.prefetch_away(batch[away.trailing_zeros() as usize].2);
+                away &= away - 1;
+            }
+            for &(at, ref mutation, hash) in batch {
+                self.apply_hashed(mutation, hash, now)
+                    .map_err(|error| NotApplied { at, why: WhyNot::Refused(error) })?;
+            }
+            malformed.map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    fn apply_hashed(&mut self, mutation: &Mutation<'_>, hash: KeyHash, now: Now) -> Result<(), StoreError> {
         // The time of the past: what had not expired when the effect was made must not expire before it is applied.
         let then = Now { unix_us: 0, ..now };
         match *mutation {
             Mutation::Set { key, value, expires_at, encoding } => {
                 let expiry = expires_at.map_or(Expiry::Never, Expiry::At);
-                self.set(key, self.hash(key), value, expiry, encoding, then)
+                self.set(key, hash, value, expiry, encoding, then)
             }
-            Mutation::Append { key, bytes } => self.append(key, self.hash(key), bytes, then).map(drop),
+            Mutation::Append { key, bytes } => self.append(key, hash, bytes, then).map(drop),
             Mutation::WriteRange { key, offset, bytes } => {
                 let offset = usize::try_from(offset).map_err(|_| StoreError::TooLarge)?;
-                self.write_range(key, self.hash(key), offset, bytes, then).map(drop)
+                self.write_range(key, hash, offset, bytes, then).map(drop)
             }
-            Mutation::SetExpiry { key, expires_at } => {
-                self.set_expiry(key, self.hash(key), expires_at, then).map(drop)
-            }
+            Mutation::SetExpiry { key, expires_at } => self.set_expiry(key, hash, expires_at, then).map(drop),
             Mutation::Remove { key } => {
-                self.remove(key, self.hash(key), then);
+                self.remove(key, hash, then);
                 Ok(())
             }
             Mutation::Clear => {
@@ -320,5 +401,27 @@ mod tests {
         }
         let number_too_long = [2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2];
         assert!(Mutation::decode(&mut &number_too_long[..]).is_err());
+    }
+
+    /// What comes before the effect that is none has happened, and the place of the other is told.
+    #[test]
+    fn effects_are_applied_up_to_the_first_that_cannot_be() {
+        let now = Now { unix_us: 1_700_000_000_000_000, ..Now::default() };
+        for good in [0, 1, AHEAD - 1, AHEAD, 3 * AHEAD + 5] {
+            let source = Box::new(crate::arena::HeapSource::default());
+            let mut keyspace = Keyspace::new(crate::keyspace::KeyspaceOptions::default(), source);
+            let mut effects = Vec::new();
+            for number in 0..good {
+                let key = format!("key-{number}");
+                let encoding = Encoding::Auto;
+                Mutation::Set { key: key.as_bytes(), value: b"v", expires_at: None, encoding }
+                    .encode(&mut effects);
+            }
+            let at = effects.len();
+            effects.extend_from_slice(&[SET, 9]);
+            let refused = keyspace.apply_all(&effects, now).unwrap_err();
+            assert_eq!((refused.at, keyspace.len()), (at, good));
+            assert!(matches!(refused.why, WhyNot::Malformed(_)), "{refused:?}");
+        }
     }
 }

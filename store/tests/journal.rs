@@ -29,6 +29,8 @@ struct Node {
     closed: Vec<bool>,
     /// The effects of each record.
     log: Vec<Vec<u8>>,
+    /// Connections may be cut off.
+    aborts: bool,
 }
 
 impl Node {
@@ -36,7 +38,7 @@ impl Node {
         let mut engine =
             Engine::new(Config::default(), Seeds::default(), Box::new(HeapSource::default()), NOW);
         engine.keep_journal(Journal::new(Arc::new(AtomicU64::new(1)), class));
-        Node { engine, received: Vec::new(), closed: Vec::new(), log: Vec::new() }
+        Node { engine, received: Vec::new(), closed: Vec::new(), log: Vec::new(), aborts: false }
     }
 
     fn connect(&mut self, transport: Transport) -> usize {
@@ -66,6 +68,7 @@ impl Node {
                     }
                 }
                 Action::Close(connection) => self.closed[connection.slot as usize] = true,
+                Action::Abort(connection) if self.aborts => self.closed[connection.slot as usize] = true,
                 other => panic!("{other:?}"),
             }
         }
@@ -348,7 +351,7 @@ fn under_everysec_a_careful_reader_waits_for_the_last_write_to_any_key() {
 /// A shard without a log.
 fn without_log() -> Node {
     let engine = Engine::new(Config::default(), Seeds::default(), Box::new(HeapSource::default()), NOW);
-    Node { engine, received: Vec::new(), closed: Vec::new(), log: Vec::new() }
+    Node { engine, received: Vec::new(), closed: Vec::new(), log: Vec::new(), aborts: false }
 }
 
 #[test]
@@ -425,6 +428,40 @@ fn waitaof_waits_for_the_last_write_and_no_longer_than_asked() {
     for line in ["aof_enabled:1", "aof_last_write_status:err", "durable_lsn:1", "latest_lsn:2"] {
         assert!(text.contains(&format!("{line}\r\n")), "{line} in {text}");
     }
+}
+
+/// Plain INFO was cut off once the log had failed with writes on their way: just when somebody needs to look.
+#[test]
+fn an_operator_is_answered_while_writes_wait_and_after_the_log_has_failed() {
+    let mut node = Node::new(Durability::Always);
+    let (writer, reader) = (node.connect(Transport::Resp), node.connect(Transport::Resp));
+    node.send(writer, "SET a 1\r\n");
+    let asks =
+        ["PING", "CLIENT LIST", "CONFIG GET maxmemory", "SLOWLOG LEN", "INFO persistence", "LATENCY LATEST"];
+    for ask in asks {
+        node.send(reader, &format!("{ask}\r\n"));
+        assert_ne!(node.take(reader), "", "{ask} tells nothing of the write");
+    }
+    for ask in ["DBSIZE", "INFO", "KEYS *"] {
+        let client = node.connect(Transport::Resp);
+        node.send(client, &format!("{ask}\r\n"));
+        assert_eq!(node.take(client), "", "{ask} tells of the write");
+    }
+    node.engine.shared_mut().refuse_writes(Some("the disk is gone".into()));
+    node.aborts = true;
+    node.engine.shared_mut().fail_pending();
+    node.turn();
+    assert!(node.closed[writer] && !node.closed[reader]);
+    for ask in ["INFO", "INFO all", "INFO keyspace", "MEMORY STATS"].iter().chain(&asks) {
+        node.send(reader, &format!("{ask}\r\n"));
+        assert!(!node.take(reader).is_empty() && !node.closed[reader], "{ask} is answered");
+    }
+    let scraper = node.connect(Transport::Http);
+    node.send(scraper, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert!(node.take(scraper).starts_with("HTTP/1.1 200 "));
+    // What shows the write that is lost gets no answer, as before.
+    node.send(reader, "GET a\r\n");
+    assert!(node.take(reader).is_empty() && node.closed[reader]);
 }
 
 #[test]

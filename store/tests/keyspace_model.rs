@@ -77,6 +77,8 @@ struct Model {
     keyspace: Keyspace,
     /// Gets nothing but the effects, and must have the same keys.
     replica: Keyspace,
+    /// Effects that the replica has not been given yet: it gets many at once, as recovery does.
+    effects: Vec<u8>,
     map: BTreeMap<Vec<u8>, Expected>,
     watches: Vec<Watching>,
     random: Random,
@@ -98,6 +100,7 @@ impl Model {
         Model {
             keyspace,
             replica: Keyspace::new(other_seed, Box::new(HeapSource::default())),
+            effects: Vec::new(),
             map: BTreeMap::new(),
             watches: Vec::new(),
             random: Random(seed),
@@ -312,18 +315,17 @@ impl Model {
         self.keyspace.expire_some(self.now, budget);
         let budget = self.random.below(4096) as usize;
         self.keyspace.compact_some(self.now, budget);
-        self.replicate();
+        self.keyspace.take_effects(&mut self.effects);
+        if self.random.one_in(50) {
+            self.replicate();
+        }
     }
 
     /// As in recovery: effects as bytes, applied in their order.
     fn replicate(&mut self) {
-        let mut effects = Vec::new();
-        self.keyspace.take_effects(&mut effects);
-        let mut rest = &effects[..];
-        while !rest.is_empty() {
-            let mutation = Mutation::decode(&mut rest).expect("what was encoded");
-            self.replica.apply(&mutation, self.now).expect("room for what had room");
-        }
+        self.keyspace.take_effects(&mut self.effects);
+        self.replica.apply_all(&self.effects, self.now).expect("room for what had room");
+        self.effects.clear();
     }
 
     fn compare(&mut self, key: &[u8]) {
@@ -339,6 +341,9 @@ impl Model {
             encoding: entry.encoding,
         });
         assert!(found.as_ref() == self.map.get(key), "{:?} differs", String::from_utf8_lossy(key));
+        if !self.effects.is_empty() {
+            return;
+        }
         let hash = self.replica.hash(key);
         let replicated = self.replica.peek(key, hash, self.now).map(|entry| Expected {
             value: entry.value.to_vec(),
@@ -386,7 +391,9 @@ impl Model {
     }
 
     fn check(&mut self) {
+        self.replicate();
         self.keyspace.check().unwrap();
+        self.replica.check().unwrap();
         let keys: Vec<Vec<u8>> = self.map.keys().cloned().collect();
         for key in keys {
             self.compare(&key);

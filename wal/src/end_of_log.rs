@@ -108,6 +108,7 @@ impl EndOfLog {
             segments: self.segments.clone(),
             spares: spares.to_vec(),
             last_unix_us: self.last_unix_us,
+            is_marked: self.tail == Tail::Closed,
             uid_seed,
         }
     }

@@ -47,6 +47,9 @@ pub struct Start {
     pub spares: Vec<Sequence>,
     /// The time of the last record; no later record is given an earlier one.
     pub last_unix_us: u64,
+    /// A block says already that everything before `next_lsn` is durable: the log was closed. A run that writes nothing
+    /// then leaves the log as it found it.
+    pub is_marked: bool,
     /// Random, new for each start.
     pub uid_seed: u64,
 }
@@ -62,6 +65,7 @@ impl Start {
             segments: Vec::new(),
             spares: Vec::new(),
             last_unix_us: 0,
+            is_marked: false,
             uid_seed,
         }
     }
@@ -100,7 +104,8 @@ impl fmt::Display for Refused {
             }
             Refused::Full(failure) => write!(
                 f,
-                "no room for the log: {failure}; free space on its disk, or take a snapshot that lets old segments go"
+                "no room for the log: {failure}; {}, or take a snapshot that lets old segments go",
+                failure.errno.remedy()
             ),
             Refused::Failed(failure) => failure.fmt(f),
             Refused::Closed => f.write_str("the log is closed"),
@@ -222,6 +227,8 @@ pub struct GroupCommit {
     flush: Option<FlushInFlight>,
     /// The record up to which [`GroupCommit::request_flush`] wants everything durable.
     flush_target: Lsn,
+    /// And the one up to which [`GroupCommit::request_write`] wants everything written.
+    write_target: Lsn,
     /// A block without records shall say what is durable.
     mark_wanted: bool,
     /// The highest `durable_lsn` that a block says.
@@ -271,10 +278,11 @@ impl GroupCommit {
             granted_bytes: 0,
             flush: None,
             flush_target: Lsn::ZERO,
+            write_target: Lsn::ZERO,
             // A run begins by saying that all it found is durable: from then on damage to it is told from a
             // torn tail.
-            mark_wanted: true,
-            marked_lsn: Lsn::ZERO,
+            mark_wanted: !start.is_marked,
+            marked_lsn: if start.is_marked { last_lsn } else { Lsn::ZERO },
             closing: Closing::No,
             failure: None,
             pool: Vec::new(),
@@ -467,6 +475,17 @@ impl GroupCommit {
         self.flush_target = self.appended_lsn;
     }
 
+    /// Under [`FlushPolicy::OnRequest`]: hands everything appended so far to the operating system, which costs the rest of
+    /// a page and no flush. The end of the process alone then loses nothing of it.
+    pub fn request_write(&mut self) {
+        self.write_target = self.appended_lsn;
+    }
+
+    /// True if records wait for their block to be full, or for a flush.
+    pub fn has_open_block(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Changes the policy while running (CONFIG SET). Going to `EveryBlock` has everything pending flushed.
     pub fn set_flush_policy(&mut self, policy: FlushPolicy) {
         self.settings.flush_policy = policy;
@@ -524,7 +543,7 @@ impl GroupCommit {
         for file in self.spares.leftovers() {
             match file {
                 FileName::Segment(sequence) => {
-                    segments.push(KnownSegment { sequence, length, first_lsn: None })
+                    segments.push(KnownSegment { sequence, length, first_lsn: None, is_empty: false })
                 }
                 FileName::Spare(sequence) => spares.push(sequence),
             }
@@ -539,6 +558,7 @@ impl GroupCommit {
             segments,
             spares,
             last_unix_us: self.last_unix_us,
+            is_marked: false,
             uid_seed,
         })
     }
@@ -603,7 +623,7 @@ impl GroupCommit {
         if self.sealed.is_empty() {
             let due = self.settings.flush_policy == FlushPolicy::EveryBlock
                 || self.closing != Closing::No
-                || self.written_lsn < self.flush_target;
+                || self.written_lsn < self.flush_target.max(self.write_target);
             if self.open.is_some() && due {
                 self.seal_open();
             } else if self.open.is_none() {
@@ -694,7 +714,8 @@ impl GroupCommit {
         }
         if self.flush.as_ref().is_some_and(|flush| flush.id == completion.id) {
             let flush = self.flush.take().expect("just seen");
-            return self.after_flush(&flush, completion.result);
+            self.after_flush(&flush, completion.result);
+            return self.let_go_of_empty();
         }
         let waits = |block: &InFlight| block.id == completion.id && !block.is_written && block.rest.is_none();
         let Some(index) = self.in_flight.iter().position(waits) else {
@@ -702,6 +723,14 @@ impl GroupCommit {
         };
         let buffer = completion.buffer.take();
         self.after_write(index, completion.result, buffer);
+        self.let_go_of_empty();
+    }
+
+    /// Once this run has durably begun a segment, one in which the run before wrote nothing may go.
+    fn let_go_of_empty(&mut self) {
+        if self.durable_end > FIRST_BLOCK_OFFSET && self.failure.is_none() {
+            self.spares.has_begun();
+        }
     }
 
     fn after_write(&mut self, index: usize, result: Result<usize, Errno>, buffer: Option<BlockBuffer>) {

@@ -119,6 +119,23 @@ impl Errno {
     pub const EIO: Errno = Errno(5);
     /// No space left on device.
     pub const ENOSPC: Errno = Errno(28);
+
+    /// What a person can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self.0 {
+            1 | 13 => "let this process make, read and write files there",
+            2 => "look who removed it while it was in use",
+            11 | 12 => "give this process more memory or threads",
+            20 | 36 | 40 => "name a directory with --dir",
+            23 | 24 => "raise the limit of open files (ulimit -n)",
+            27 => "raise the limit on the length of files (ulimit -f)",
+            28 | 122 => "free space on its disk",
+            30 => {
+                "mount its file system for writing; it may have turned read-only after an error of the disk (dmesg)"
+            }
+            _ => "look what the kernel says of its disk (dmesg)",
+        }
+    }
 }
 
 impl fmt::Display for Errno {
@@ -128,17 +145,30 @@ impl fmt::Display for Errno {
             1 => "EPERM: not permitted",
             2 => "ENOENT: no such file or directory",
             5 => "EIO: input/output error",
+            9 => "EBADF: not an open file",
+            11 => "EAGAIN: try again",
             12 => "ENOMEM: out of memory",
             13 => "EACCES: permission denied",
+            16 => "EBUSY: in use",
             17 => "EEXIST: file exists",
+            20 => "ENOTDIR: not a directory",
+            21 => "EISDIR: a directory",
+            22 => "EINVAL: invalid argument",
+            23 => "ENFILE: too many open files in the system",
             24 => "EMFILE: too many open files",
             27 => "EFBIG: file too large",
             28 => "ENOSPC: no space left on device",
             30 => "EROFS: read-only file system",
+            36 => "ENAMETOOLONG: name too long",
+            38 => "ENOSYS: not in this kernel",
+            40 => "ELOOP: too many symbolic links",
             61 => "ENODATA: no data",
+            95 => "EOPNOTSUPP: not supported",
+            110 => "ETIMEDOUT: timed out",
             116 => "ESTALE: stale file handle",
+            121 => "EREMOTEIO: remote input/output error",
             122 => "EDQUOT: disk quota exceeded",
-            number => return write!(f, "errno {number}"),
+            number => return write!(f, "error {number} of the operating system (see errno(3))"),
         };
         f.write_str(name)
     }

@@ -108,6 +108,11 @@ impl Segment {
         FileName::Segment(self.header.sequence)
     }
 
+    /// Its first block goes on with a record of the segment before.
+    fn begins_within(&self) -> bool {
+        self.first.is_some_and(|first| first.has(flags::CONTINUED))
+    }
+
     /// The LSN it begins with, if it has begun and counts.
     fn first_lsn(&self) -> Option<Lsn> {
         self.first.map(|first| first.first_lsn).filter(|&first| first < self.ceiling)
@@ -235,8 +240,7 @@ impl LogReader {
     fn begin(&mut self) -> Result<(), Damage> {
         let from = self.options.from;
         let holds = |segment: &Segment| {
-            let begins_within = segment.first.is_some_and(|first| first.has(flags::CONTINUED));
-            segment.first_lsn().is_some_and(|first| first < from || first == from && !begins_within)
+            segment.first_lsn().is_some_and(|first| first < from || first == from && !segment.begins_within())
         };
         if let Some(index) = self.segments.iter().rposition(holds) {
             let first = self.segments[index].first.expect("it holds records");
@@ -613,10 +617,12 @@ impl LogReader {
 
     fn make_end(&self, index: usize, offset: u64, tail: Tail) -> EndOfLog {
         let last = self.segments.last().map(|segment| segment.header);
-        let known = |segment: &Segment| KnownSegment {
+        let is_natural = matches!(tail, Tail::Closed | Tail::Open { .. });
+        let known = |(index, segment): (usize, &Segment)| KnownSegment {
             sequence: segment.header.sequence,
             length: segment.header.length,
             first_lsn: segment.first.map(|first| first.first_whole_lsn()),
+            is_empty: is_natural && self.is_empty(index),
         };
         EndOfLog {
             // What a snapshot holds is not numbered again, even if the log ends before.
@@ -631,7 +637,19 @@ impl LogReader {
             payload_bytes: self.payload_bytes,
             blocks: self.blocks,
             bytes_read: self.bytes_read,
-            segments: self.segments.iter().map(known).collect(),
+            segments: self.segments.iter().enumerate().map(known).collect(),
+        }
+    }
+
+    /// Whether a segment has begun and holds nothing of a record that counts: what it begins with, the next one begins
+    /// with again, or is yet to come.
+    fn is_empty(&self, index: usize) -> bool {
+        let segment = &self.segments[index];
+        let Some(first) = segment.first_lsn().filter(|_| !segment.begins_within()) else { return false };
+        let next = self.segments[index + 1..].iter().find(|next| next.first_lsn().is_some());
+        match next {
+            Some(next) => next.first_lsn() == Some(first) && !next.begins_within(),
+            None => first == self.expected,
         }
     }
 

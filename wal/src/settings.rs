@@ -103,7 +103,8 @@ pub enum WriteMode {
 pub enum FlushPolicy {
     /// Each, at once: `--durability always`.
     EveryBlock,
-    /// Blocks are written when they are full, all are flushed by
+    /// Blocks are written when they are full, or by
+    /// [`request_write`](crate::group_commit::GroupCommit::request_write); all are flushed by
     /// [`request_flush`](crate::group_commit::GroupCommit::request_flush): `everysec`.
     OnRequest,
 }

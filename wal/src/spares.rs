@@ -5,6 +5,9 @@
 //! only after the name under which recovery would read it is gone for good, and bears a segment's name only
 //! after its content is durable.
 //!
+//! What an earlier run prepared and did not begin, and the segments in which it wrote nothing but marks, are recycled like
+//! released ones: starts without writes do not make the directory grow.
+//!
 //! A full disk is met here and nowhere else. It is no failure of the log: what is prepared can still be
 //! filled, and [`Spares::retry`] or a segment that is released ends it.
 
@@ -40,6 +43,8 @@ pub struct KnownSegment {
     /// The first record that begins in it or later: not one whose beginning is in the segment before. `None`
     /// if it holds no block.
     pub first_lsn: Option<Lsn>,
+    /// It holds blocks, but nothing of a record that counts: marks of runs that wrote nothing, or what was cut.
+    pub is_empty: bool,
 }
 
 /// What stays the same from segment to segment.
@@ -135,6 +140,9 @@ pub struct Spares {
     /// Released, complete, and of the right length.
     recyclable: VecDeque<FileName>,
     garbage: VecDeque<FileName>,
+    /// So many of these, the first ones, an earlier run left. They go before anything is created: runs that end early
+    /// would else leave more and more.
+    stale: usize,
     closable: VecDeque<FileName>,
     task: Option<Task>,
     in_flight: Option<OperationId>,
@@ -165,6 +173,7 @@ impl Spares {
             recyclable: VecDeque::new(),
             // Whatever its crash left of a spare is not known to be complete.
             garbage: spares.iter().map(|&sequence| FileName::Spare(sequence)).collect(),
+            stale: 0,
             closable: VecDeque::new(),
             task: None,
             in_flight: None,
@@ -174,15 +183,20 @@ impl Spares {
             stopped: false,
             counters: SegmentCounters::default(),
         };
-        for &segment in segments {
+        for (index, &segment) in segments.iter().enumerate() {
             assert!(segment.sequence < next_sequence, "{segment:?} is not before {next_sequence:?}");
+            let later = segments[index + 1..].iter().find(|later| later.first_lsn.is_some());
+            let goes_on_elsewhere = later.is_some_and(|later| later.first_lsn == segment.first_lsn);
             match segment.first_lsn {
+                // What says that all before it is durable is also said by that the later one has begun.
+                Some(_) if segment.is_empty && goes_on_elsewhere => new.dispose(segment),
                 Some(_) => new.live.push_back(segment),
                 // Prepared by an earlier run. Pieces of its last, unacknowledged blocks may stand in it under
                 // its uid, so it is not written to before it has another.
                 None => new.dispose(segment),
             }
         }
+        new.stale = new.garbage.len();
         new
     }
 
@@ -239,6 +253,7 @@ impl Spares {
             sequence: current.sequence,
             length: current.length,
             first_lsn: Some(current.first_lsn),
+            is_empty: false,
         });
         self.live.iter().copied().chain(current)
     }
@@ -272,6 +287,7 @@ impl Spares {
                 sequence: old.sequence,
                 length: old.length,
                 first_lsn: Some(old.first_lsn),
+                is_empty: false,
             });
         }
         true
@@ -291,6 +307,15 @@ impl Spares {
         }
     }
 
+    /// The first block of the current segment is durable. The last segment of the run before is then no longer needed, if
+    /// it held marks only: the log goes on here with the same record.
+    pub(crate) fn has_begun(&mut self) {
+        let first = self.current.as_ref().map(|current| current.first_lsn);
+        if let Some(last) = self.live.pop_back_if(|last| last.is_empty && last.first_lsn == first) {
+            self.dispose(last);
+        }
+    }
+
     fn dispose(&mut self, segment: KnownSegment) {
         let file = FileName::Segment(segment.sequence);
         // It is deleted, which closes it, or soon written to again.
@@ -301,7 +326,9 @@ impl Spares {
         self.recyclable.push_back(file);
         // The oldest go first: what a crash in between leaves is a log that begins later, never one with a
         // hole.
-        if self.recyclable.len() > self.plan.spare_segments {
+        // At the start there is none to write to either.
+        let wanted = self.plan.spare_segments + usize::from(self.current.is_none());
+        if self.recyclable.len() > wanted {
             self.garbage.extend(self.recyclable.pop_front());
         }
     }
@@ -336,10 +363,11 @@ impl Spares {
         if wanted && let Some(old) = self.recyclable.pop_front() {
             return Some(self.prepare(Step::RenameRecycled(old)));
         }
-        if wanted && self.shortage.is_none() {
+        if wanted && self.shortage.is_none() && self.stale == 0 {
             return Some(self.prepare(Step::Create));
         }
         if let Some(file) = self.garbage.pop_front() {
+            self.stale = self.stale.saturating_sub(1);
             return Some(Task::Delete { file, deleted: false });
         }
         self.closable.pop_front().map(|file| Task::Close { file })

@@ -27,6 +27,7 @@ struct Run {
     failures: usize,
     refused_full: usize,
     cut_records: usize,
+    idle_restarts: usize,
 }
 
 fn settings(random: &mut Random) -> Settings {
@@ -70,6 +71,7 @@ impl Run {
             failures: 0,
             refused_full: 0,
             cut_records: 0,
+            idle_restarts: 0,
         }
     }
 
@@ -90,6 +92,7 @@ impl Run {
                 94 | 95 => self.crash(),
                 96 => self.close(),
                 97 => self.go_back(),
+                98 if self.random.chance(20) => self.start_again_and_again(),
                 _ => self.settle(),
             }
             self.check();
@@ -227,6 +230,46 @@ impl Run {
         self.disk.errors = errors;
     }
 
+    /// Starts that write nothing, each ended at any moment or closed: the directory does not grow with their number.
+    fn start_again_and_again(&mut self) {
+        self.settle();
+        if self.log.failure().is_some() || self.log.shortage().is_some() {
+            return;
+        }
+        // A disk without room leaves other things behind.
+        let capacity = std::mem::replace(&mut self.disk.capacity, usize::MAX);
+        let errors = std::mem::take(&mut self.disk.errors);
+        self.crash();
+        self.settle();
+        let segments = self.log.segments().count();
+        // One that is written, as many ahead, and what waits to be one of those.
+        let files_max = segments + 2 * self.settings.spare_segments + 1;
+        for _ in 0..2 + self.random.below(12) {
+            match self.random.below(4) {
+                0 => {
+                    self.settle();
+                    assert!(self.log.segments().count() <= segments, "seed {}: {:?}", self.seed, self.log);
+                    let files = self.disk.segments().len() + self.disk.spares().len();
+                    assert!(files <= files_max, "seed {}: {files} files of {files_max}", self.seed);
+                    self.crash();
+                }
+                1 => self.close(),
+                _ => {
+                    for _ in 0..self.random.below(25) {
+                        self.disk.take_operations(&mut self.log);
+                        self.disk.complete_one(&mut self.log);
+                    }
+                    let files = self.disk.segments().len() + self.disk.spares().len();
+                    // Between a start and its first deletion: what the run before was preparing, and what this one is.
+                    assert!(files <= files_max + 2, "seed {}: {files} files, in steps", self.seed);
+                    self.crash();
+                }
+            }
+            self.idle_restarts += 1;
+        }
+        (self.disk.capacity, self.disk.errors) = (capacity, errors);
+    }
+
     fn restart(&mut self, until: Until) {
         let chunk_bytes = 1 + self.random.below(40_000);
         let options = ReadOptions { from: Lsn(self.needed), until, durable_at_least: Lsn::ZERO, chunk_bytes };
@@ -280,7 +323,8 @@ fn acknowledged_records_survive_and_nothing_is_invented() {
         }
     };
     eprintln!("MILLRACE_SEED={first} and the {runs} runs from there");
-    let (mut crashes, mut failures, mut full, mut cut, mut records, mut recycled) = (0, 0, 0, 0, 0, 0);
+    let (mut crashes, mut failures, mut full, mut cut, mut records, mut recycled, mut idle) =
+        (0, 0, 0, 0, 0, 0, 0);
     for seed in first..first + runs {
         let mut run = Run::new(seed);
         run.steps(400);
@@ -288,15 +332,17 @@ fn acknowledged_records_survive_and_nothing_is_invented() {
         failures += run.failures;
         full += run.refused_full;
         cut += run.cut_records;
+        idle += run.idle_restarts;
         records += run.appended.len();
         recycled += run.disk.completed.iter().filter(|kind| **kind == disk::Kind::Rename).count();
     }
     eprintln!(
-        "{crashes} crashes, {failures} failures, {full} refused for space, {cut} records cut, {records} kept, {recycled} renames"
+        "{crashes} crashes, {failures} failures, {full} refused for space, {cut} records cut, {records} kept, {recycled} renames, \
+         {idle} starts without writes"
     );
     if runs >= 100 {
         assert!(
-            crashes > 500 && failures > 10 && full > 10 && cut > 100,
+            crashes > 500 && failures > 10 && full > 10 && cut > 100 && idle > 100,
             "the runs are too tame to prove anything"
         );
     }

@@ -579,6 +579,81 @@ fn a_segment_prepared_by_an_earlier_run_is_not_written_under_its_old_id() {
     );
 }
 
+/// Each start once began a segment to say in it that all is durable: eight of them, and a record took half a gigabyte.
+#[test]
+fn a_run_that_writes_nothing_leaves_a_closed_log_as_it_was() {
+    let (mut disk, mut log) = started(settings());
+    log.append(b"x", 1).unwrap();
+    disk.settle(&mut log);
+    log.close();
+    disk.settle(&mut log);
+    let begun = |disk: &Disk| {
+        let files = disk.segments().into_iter();
+        files.filter(|(_, bytes)| bytes[4096..].iter().any(|&byte| byte != 0)).collect::<Vec<_>>()
+    };
+    let before = begun(&disk);
+    for seed in 0..3 {
+        let (records, end) = read(&disk.segments(), ReadOptions::default());
+        assert_eq!(records.len(), 1);
+        let mut log = GroupCommit::new(settings(), &end.unwrap().start(&disk.spares(), seed), checksum());
+        disk.settle(&mut log);
+        log.write_mark();
+        disk.settle(&mut log);
+        log.close();
+        disk.settle(&mut log);
+        assert!(log.is_closed());
+        assert!(begun(&disk) == before && disk.segments().len() == 2 && disk.spares().is_empty());
+    }
+    // The first that writes goes on in what the others had prepared.
+    let (_, end) = read(&disk.segments(), ReadOptions::default());
+    let mut log = GroupCommit::new(settings(), &end.unwrap().start(&disk.spares(), 9), checksum());
+    disk.settle(&mut log);
+    assert_eq!(log.append(b"y", 2), Ok(Lsn(2)));
+    disk.settle(&mut log);
+    assert_eq!(log.segment_counters().recycled, 1);
+    let (records, end) = read(&disk.segments(), ReadOptions::default());
+    assert_eq!((records.len(), end.unwrap().next_lsn), (2, Lsn(3)));
+}
+
+/// A log that was not closed is marked at each start, and only the last mark is kept.
+#[test]
+fn segments_with_nothing_but_marks_are_used_again() {
+    let (mut disk, mut log) = started(settings());
+    log.append(b"x", 1).unwrap();
+    disk.settle(&mut log);
+    let mut used = Vec::new();
+    for seed in 0..6 {
+        disk.cut_power();
+        let (records, end) = read(&disk.segments(), ReadOptions::default());
+        assert_eq!(records.len(), 1);
+        log = GroupCommit::new(settings(), &end.unwrap().start(&disk.spares(), seed), checksum());
+        disk.settle(&mut log);
+        assert_eq!(log.segments().count(), 2, "the record's, and the one with the latest mark");
+        used.push(disk.used());
+    }
+    assert!(used[1..].windows(2).all(|pair| pair[0] == pair[1]), "{used:?}");
+    // And what they said is said by the one that is left: the record is no torn tail.
+    let mut files = disk.segments();
+    files[0].1[2 * 4096 + 70] ^= 1;
+    assert!(read(&files, ReadOptions::default()).1.is_err());
+}
+
+/// Runs that end while they prepare a segment would leave one more each time.
+#[test]
+fn what_an_earlier_run_was_preparing_goes_before_anything_is_created() {
+    let start =
+        Start { next_sequence: Sequence(6), spares: vec![Sequence(4), Sequence(5)], ..Start::empty(7) };
+    let mut log = GroupCommit::new(settings(), &start, checksum());
+    let mut seen = Vec::new();
+    while seen.len() < 5 {
+        let operation = log.poll_operation().expect("there is more to do");
+        seen.push(kind(&operation.action));
+        complete(&mut log, operation, Ok(0));
+    }
+    let (delete, flush) = (Kind::Delete, Kind::FlushDirectory);
+    assert_eq!(seen, [delete, flush, delete, flush, Kind::Create]);
+}
+
 fn uid(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes[16..24].try_into().unwrap())
 }

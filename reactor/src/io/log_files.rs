@@ -268,6 +268,14 @@ pub fn flush_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// An error of the system with its name, and what a person can do about it.
+pub(crate) fn in_words(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno) {
+        Some(errno) => format!("{errno}; {}", errno.remedy()),
+        None => error.to_string(),
+    }
+}
+
 /// Lets the kernel begin to read what will be wanted soon.
 pub(crate) fn read_ahead(file: &File, offset: u64, length: u64) {
     // SAFETY: no pointers; the descriptor is open. It is advice: whether it is taken does not matter.
@@ -350,8 +358,9 @@ impl fmt::Display for LockError {
             ),
             LockError::System(path, error) => write!(
                 f,
-                "{}: {error}; --dir must name a directory in which this process may make files",
-                path.display()
+                "{}: {}; --dir must name a directory in which this process may make files",
+                path.display(),
+                in_words(error)
             ),
         }
     }

@@ -60,6 +60,10 @@ pub struct LogOptions {
     /// Under `OnRequest`: how often it is flushed. Less than a second, because the flush itself takes time, and no
     /// more than a second may be lost.
     pub flush_period: Duration,
+    /// Under `OnRequest`: how long a record waits at most until it is handed to the operating system, when the thread has
+    /// nothing else to do. The end of the process alone loses no more than this. Each write takes a page, so it is not
+    /// shorter.
+    pub write_period: Duration,
     /// How often a full disk is tried again.
     pub retry_period: Duration,
     /// An idle log says in a mark, after so long, what is durable: damage is then told from a torn tail.
@@ -81,6 +85,7 @@ impl Default for LogOptions {
             policy: FlushPolicy::EveryBlock,
             write_mode: LogWriteMode::Direct,
             flush_period: Duration::from_millis(900),
+            write_period: Duration::from_millis(10),
             retry_period: Duration::from_secs(1),
             idle_period: Duration::from_secs(1),
             spin: Duration::ZERO,
@@ -237,6 +242,7 @@ pub struct LogOwner {
     flush_to: Option<Lsn>,
     /// Times of CLOCK_MONOTONIC.
     next_flush: Option<u64>,
+    next_write: Option<u64>,
     next_retry: Option<u64>,
     next_mark: Option<u64>,
     /// Under `everysec`: what the flush that is on its way covers, and by when it should be done. If it is not, no
@@ -293,6 +299,7 @@ impl LogOwner {
             wanted_room: 0,
             flush_to: None,
             next_flush: None,
+            next_write: None,
             next_retry: None,
             next_mark: None,
             late: None,
@@ -531,6 +538,15 @@ impl LogOwner {
             self.late.get_or_insert((self.log.appended_lsn(), late));
             return true;
         }
+        if is_due(
+            &mut self.next_write,
+            now,
+            self.options.write_period,
+            is_everysec && self.log.has_open_block(),
+        ) {
+            self.log.request_write();
+            return true;
+        }
         if self.late.is_some_and(|(_, at)| at <= now) {
             self.shared.set_late(true);
         }
@@ -550,7 +566,7 @@ impl LogOwner {
     /// When something is due, if no message comes before.
     pub fn wake_at(&self) -> Option<u64> {
         let late = self.late.map(|(_, at)| at).filter(|_| !self.shared.is_late());
-        [self.next_flush, self.next_retry, self.next_mark, late].into_iter().flatten().min()
+        [self.next_flush, self.next_write, self.next_retry, self.next_mark, late].into_iter().flatten().min()
     }
 
     /// The log was abandoned, and nothing more is to be done.

@@ -11,6 +11,7 @@
 //! | [`log_owner`] | the owner of the log: one order for all shards, group commit, failure |
 //! | [`log_thread`] | the threads it runs on: one that writes, one that helps |
 //! | [`recovery`] | what the log holds, before anybody is served |
+//! | `replay` | its records on their way to the shards |
 //! | [`topology`] | what runs where |
 //! | [`start`] | listeners, driver, thread: starting and stopping |
 
@@ -23,6 +24,7 @@ pub mod log_thread;
 pub mod mailbox;
 pub mod pipeline;
 pub mod recovery;
+mod replay;
 pub mod shard;
 pub mod start;
 pub mod topology;

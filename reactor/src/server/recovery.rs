@@ -194,7 +194,7 @@ impl fmt::Display for RecoveryError {
                 lsn.previous()
             ),
             RecoveryError::Io { path, doing, offset, error } => {
-                write!(f, "{doing} {} at offset {offset}: {error}", path.display())
+                write!(f, "{doing} {} at offset {offset}: {}", path.display(), log_files::in_words(error))
             }
             RecoveryError::NotReached { last, wanted } => write!(
                 f,
@@ -243,6 +243,22 @@ pub fn latest_epoch(directory: &Path) -> Result<Option<(u64, Lsn)>, RecoveryErro
     let latest =
         headers.max_by_key(|header| header.epoch).map(|header| (header.epoch.0, header.epoch_first_lsn));
     Ok(latest.filter(|(epoch, _)| *epoch > Epoch::FIRST.0))
+}
+
+/// About how many records a log holds, from the headers of its segments alone: a hint, never a promise.
+pub fn records_about(directory: &Path) -> Result<u64, RecoveryError> {
+    let files = LogOnDisk::open(directory)?;
+    let (mut first, mut last, mut full_bytes, mut bytes) = (None, Lsn::ZERO, 0, 0);
+    for (_, length, _, block) in files.headers() {
+        let Some(block) = block else { continue };
+        first = first.or(Some(block.first_lsn));
+        (last, full_bytes) = (block.first_lsn, bytes);
+        bytes += length;
+    }
+    let Some(first) = first.filter(|_| full_bytes > 0) else { return Ok(0) };
+    // What stands in the last segment is not said anywhere; as much as in the others, at most.
+    let records = last.0.saturating_sub(first.0);
+    Ok((records as f64 * bytes as f64 / full_bytes as f64) as u64)
 }
 
 /// The files of a log, open.

@@ -9,11 +9,12 @@
 
 use super::config::{Bind, Io, Launch, Settings};
 use super::log_end::LogEnd;
-use super::log_handle::Waker;
+use super::log_handle::{LogState, Waker};
 use super::log_thread::{LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
 use super::recovery::{self, RecoveryError, RecoveryOptions};
+use super::replay::replay;
 use super::shard::{self, Company};
 use super::topology::Topology;
 use crate::clock::SystemClock;
@@ -21,7 +22,7 @@ use crate::cpu::{self, PinError, ThreadCpuTime, ThreadsCpuTime};
 use crate::io::driver::Driver;
 use crate::io::epoll::EpollDriver;
 use crate::io::listener::{ListenError, ListenOptions, Listener};
-use crate::io::log_files::{DirectoryLock, LockError, LogFiles};
+use crate::io::log_files::{self, DirectoryLock, LockError, LogFiles};
 use crate::io::memory::MmapSource;
 use crate::io::probe::{self, RingUnavailable};
 use crate::io::stop::StopSignal;
@@ -41,7 +42,6 @@ use std::time::Duration;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
 use store::journal::Journal;
-use store::mutation::Mutation;
 use store::session::{Durability, Transport};
 use store::shards::{self, Message, Totals};
 
@@ -231,7 +231,9 @@ impl fmt::Display for StartError {
             Self::Lock(error) => error.fmt(f),
             Self::Recovery(error) => error.fmt(f),
             Self::Listen(error) => error.fmt(f),
-            Self::System(error) => error.fmt(f),
+            Self::System(error) => {
+                write!(f, "the system refused what a start needs: {}", log_files::in_words(error))
+            }
         }
     }
 }
@@ -374,8 +376,10 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
     let mut options = RecoveryOptions::new(random()?);
     options.to = launch.recover_to;
     let mut report = |line: &str| eprintln!("millrace: {line}");
-    let recovered = recovery::recover(&launch.dir, options, &mut report, |lsn, _, record| {
-        apply(plans, record, now).map_err(|why| format!("the record with LSN {lsn}: {why}"))
+    let records = recovery::records_about(&launch.dir).map_err(StartError::Recovery)?;
+    let engines = plans.iter_mut().map(|plan| &mut plan.engine).collect();
+    let recovered = replay(&launch.dir, engines, records, now, |each| {
+        recovery::recover(&launch.dir, options, &mut report, each)
     })
     .map_err(StartError::Recovery)?;
     if launch.recover_to.is_some()
@@ -413,24 +417,14 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
     let files = LogFiles::new(&launch.dir, launch.log_write_mode);
     let (thread, handles) =
         LogThread::start(files, &recovered.start, options, wakers).map_err(StartError::System)?;
+    if let state @ LogState::Full(_) = thread.shared().state() {
+        notes.push(format!("writes are refused until there is room, reads are served: {state}"));
+    }
     for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
         plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
         plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
     }
     Ok(DurableLog { thread, _lock: lock })
-}
-
-/// Applies one record: each effect on the shard that has its key now, whatever shards there were when it was written.
-fn apply(plans: &mut [Plan], record: &[u8], now: store::time::Now) -> Result<(), String> {
-    let mut rest = record;
-    while !rest.is_empty() {
-        let mutation = Mutation::decode(&mut rest).map_err(|error| error.to_string())?;
-        let only = mutation.key().map(|key| plans[0].place.shard_of(key));
-        for plan in plans.iter_mut().filter(|plan| only.is_none_or(|shard| shard == plan.place.index)) {
-            plan.engine.apply(&mutation, now).map_err(|error| format!("no room for it: {error:?}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Threads that make their rings and wait for the word to serve.

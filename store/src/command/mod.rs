@@ -380,13 +380,24 @@ fn prepare(call: &mut Call<'_>) {
     if call.engine.has_guests() {
         select_keyspace(call);
     }
-    // Whoever asks how the log is must hear it from a log that has failed, too.
-    let about_log =
-        call.command.name == "info" && call.args.len() == 2 && is_word(&call.args[1], "persistence");
-    if call.command.flags & flag::ALL_SHARDS != 0 && call.engine.journal.is_some() && !about_log {
-        // How many keys there are, say: that shows every write.
+    if call.command.flags & flag::ALL_SHARDS != 0
+        && let Some(journal) = &call.engine.journal
+        && shows_every_write(call.command, &call.args, journal.has_failed())
+    {
         call.engine.for_all(|shard| shard.keyspace.observe_everything());
     }
+}
+
+/// Whether a reply about the whole server tells of writes, if only how many keys they made: it then waits for all of them.
+fn shows_every_write(command: &Command, args: &Args<'_>, log_has_failed: bool) -> bool {
+    if command.flags & (flag::READONLY | flag::WRITE) != 0 {
+        return true;
+    }
+    let counts_keys = command.name == "info" || command.name.starts_with("memory|");
+    // Whoever asks how the log is must hear it from one that stands still; and of a server whose log has failed, which
+    // is when an operator needs to see it, the figures are told as they are.
+    let is_about_log = command.name == "info" && args.len() == 2 && is_word(&args[1], "persistence");
+    counts_keys && !is_about_log && !log_has_failed
 }
 
 /// With other shards in hand: the keyspace a command is about takes the place of this shard's.

@@ -257,3 +257,48 @@ fn http_requests_are_answered_in_order_whatever_shard_has_the_key() {
         assert!(server.clients[http].closed);
     }
 }
+
+/// Keys that are dealt out unevenly: three shards have taken all there may be before the fourth begins. It once evicted for
+/// all of them, of the little it had, and then refused: hundreds of errors in a run of redis-benchmark.
+#[test]
+fn a_shard_below_its_share_neither_evicts_nor_refuses_for_the_others() {
+    const LIMIT: u64 = 8 << 20;
+    let count = 4;
+    let mut server = Server::new(count, &[("maxmemory", "8mb"), ("maxmemory-policy", "allkeys-lru")]);
+    let clients: Vec<usize> = (0..count).map(|shard| server.connect(shard)).collect();
+    let value = "v".repeat(1000);
+    let mut next = 0;
+    // Keys of one shard, one after the other.
+    let mut key_on = |shard: usize| loop {
+        next += 1;
+        let key = format!("key:{next}");
+        if (Place { index: 0, count }).shard_of(key.as_bytes()) == shard {
+            return key;
+        }
+    };
+    let everywhere = |server: &Server| -> u64 { (0..count).map(|s| server.shared(s).used_memory()).sum() };
+    let mut shards = (1..count).cycle();
+    while everywhere(&server) + 4000 < LIMIT {
+        let shard = shards.next().unwrap();
+        let set = format!("SET {} {value}\r\n", key_on(shard));
+        assert_eq!(server.say(clients[shard], set), "+OK\r\n");
+    }
+    // No turn comes between these: what the others evict meanwhile is not known here.
+    let mine: Vec<String> = (0..500).map(|_| key_on(0)).collect();
+    let sets: String = mine.iter().map(|key| format!("SET {key} {value}\r\n")).collect();
+    assert_eq!(server.say(clients[0], sets), "+OK\r\n".repeat(mine.len()));
+    let exists = format!("EXISTS {}\r\n", mine.join(" "));
+    assert_eq!(
+        server.say(clients[0], exists),
+        format!(":{}\r\n", mine.len()),
+        "below its share it evicts nothing"
+    );
+    // And all together they come back below the limit as the others write.
+    for (shard, &client) in clients.iter().enumerate().skip(1) {
+        for _ in 0..400 {
+            let set = format!("SET {} {value}\r\n", key_on(shard));
+            assert_eq!(server.say(client, set), "+OK\r\n");
+        }
+    }
+    assert!(everywhere(&server) <= LIMIT, "{} bytes", everywhere(&server));
+}
