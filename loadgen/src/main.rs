@@ -6,7 +6,8 @@
 //!                     ├─ client     pure: stages, three stamps, histograms
 //!                     ├─ schedule   when requests are meant to be sent
 //!                     ├─ workload   what they are
-//!                     └─ scan       where replies end
+//!                     ├─ scan       where replies end
+//!                     └─ stages     where the server says its time went, asked before and after
 //! ```
 //!
 //! [`audit`] measures nothing: it kills a server in the middle of writes and looks what is left of them.
@@ -24,6 +25,7 @@ mod report;
 mod run;
 mod scan;
 mod schedule;
+mod stages;
 mod system;
 mod verdict;
 mod worker;

@@ -10,6 +10,7 @@
 
 use crate::client::{Client, Failure, Outcome, Plan, Stage};
 use crate::histogram::Interval;
+use crate::stages::{Probe, StagesReport};
 use crate::system::{self, MachineTimes};
 use reactor::cpu;
 use reactor::io::driver::{Driver, DriverCounters};
@@ -103,6 +104,8 @@ pub struct CpuUse {
 pub struct Worked {
     /// The measurement.
     pub outcome: Outcome,
+    /// Where the server says its time went, or why that is not known.
+    pub stages: Result<StagesReport, String>,
     /// Its CPU side; zero where no measurement took place.
     pub cpu: CpuUse,
     /// The driver that was used in fact.
@@ -128,14 +131,15 @@ pub fn work(
         notes.push("the timer slack could not be lowered: sleeps may end 50 µs late".into());
     }
     let connections = plan.connections;
+    let mut stages = StageReadings::begin(&plan);
     let client = Client::new(plan)?;
     let io = options.io;
     if io == Io::IoUring {
         let uring = UringOptions { max_connections: connections + 8, ..UringOptions::default() };
         match UringDriver::new(Vec::new(), uring, stop.clone()) {
             Ok(driver) => {
-                let (outcome, cpu) = drive(driver, client, &mut options, progress);
-                return Ok(Worked { outcome, cpu, io, notes });
+                let (outcome, cpu) = drive(driver, client, &mut options, &mut stages, progress);
+                return Ok(Worked { outcome, cpu, stages: stages.end(), io, notes });
             }
             Err(error) => notes.push(format!("io_uring cannot be used ({error}): the generator uses epoll")),
         }
@@ -143,14 +147,51 @@ pub fn work(
     let epoll = EpollOptions { max_connections: connections + 8 };
     let driver = EpollDriver::new(Vec::new(), epoll, stop.clone())
         .map_err(|error| Failure::Driver(error.to_string()))?;
-    let (outcome, cpu) = drive(driver, client, &mut options, progress);
-    Ok(Worked { outcome, cpu, io: Io::Epoll, notes })
+    let (outcome, cpu) = drive(driver, client, &mut options, &mut stages, progress);
+    Ok(Worked { outcome, cpu, stages: stages.end(), io: Io::Epoll, notes })
+}
+
+/// A warm-up shorter than this is not held up to read the server's figures.
+const WARMUP_TO_READ_IN_NS: u64 = 100_000_000;
+
+/// The server's figures by stage, read before the load and behind it.
+struct StageReadings {
+    probe: Probe,
+    before: Result<crate::stages::Reading, String>,
+    covers: &'static str,
+    warmup_is_long: bool,
+}
+
+impl StageReadings {
+    /// Reads for the first time, which also tells whether the target has such figures.
+    fn begin(plan: &Plan) -> StageReadings {
+        let probe = Probe::of(plan);
+        let before = probe.read();
+        let covers = if plan.prefill { "prefill, measurement and drain" } else { "measurement and drain" };
+        StageReadings { probe, before, covers, warmup_is_long: plan.warmup_ns >= WARMUP_TO_READ_IN_NS }
+    }
+
+    /// The warm-up begins: reads again, so that what went before is not in the figures. A moment's delay here is over
+    /// before the measurement begins.
+    fn warm_up(&mut self) {
+        if self.before.is_ok() && self.warmup_is_long {
+            self.before = self.probe.read();
+            self.covers = "warm-up, measurement and drain";
+        }
+    }
+
+    /// All is over: what happened between.
+    fn end(self) -> Result<StagesReport, String> {
+        let after = self.before.as_ref().map_err(Clone::clone).and_then(|_| self.probe.read())?;
+        StagesReport::between(&self.before?, &after, self.probe.protocol(), self.covers)
+    }
 }
 
 fn drive<D: Driver>(
     mut driver: D,
     mut client: Client,
     options: &mut WorkerOptions,
+    stages: &mut StageReadings,
     progress: &Sender<Progress>,
 ) -> (Outcome, CpuUse) {
     let epoch = Instant::now();
@@ -166,6 +207,10 @@ fn drive<D: Driver>(
         client.handle_time(now);
         if client.stage() != stage {
             stage = client.stage();
+            if stage == Stage::WarmUp {
+                stages.warm_up();
+                now = clock();
+            }
             if stage >= Stage::Measure && before.is_none() {
                 before = Some(read_all(clock(), spun_ns, &driver, options));
                 now = clock();

@@ -76,6 +76,13 @@ impl Server {
 fn serve(reader: impl Read, mut writer: impl Write, answer: &Answer, requests: &AtomicU64) -> bool {
     let mut reader = BufReader::new(reader);
     while let Some(request) = read_request(&mut reader) {
+        // What a run asks before it begins is none of its requests. No server here is a Millrace.
+        if request[0] == b"INFO" {
+            if writer.write_all(b"-ERR unknown command\r\n").is_err() {
+                return false;
+            }
+            continue;
+        }
         let number = requests.fetch_add(1, Ordering::SeqCst);
         let bytes = match answer(number, &request) {
             Reaction::Reply(bytes) => bytes,
@@ -406,6 +413,65 @@ fn serve_http(stream: TcpStream, puts: &Sender<usize>) -> Option<()> {
             writer.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").ok()?;
         }
     }
+}
+
+/// Millrace itself, in this process: it times every fourth batch. Its log is off, its stages are not.
+fn millrace() -> reactor::RunningServer {
+    let mut config = store::config::Config::default();
+    let settings =
+        [("port", "0"), ("http-port", "0"), ("durability", "off"), ("shards", "1"), ("stage-sampling", "4")];
+    for (name, value) in settings {
+        let setting = store::config::Setting::find(name.as_bytes()).expect("a setting");
+        (setting.set)(&mut config, value).expect("a value");
+    }
+    reactor::Server::start(config).expect("the server starts")
+}
+
+#[test]
+fn the_servers_stages_stand_beside_the_clients_figures() {
+    let server = millrace();
+    let (resp, http) = (server.resp.expect("a RESP port"), server.http.expect("an HTTP port"));
+    let folder = scratch("stages");
+    let page = folder.join("report.html");
+    let page_path = page.to_str().expect("a text path");
+    let flags = ["--connections", "4", "--keys", "100", "--warmup", "200ms", "-n", "8000"];
+    for target in [format!("resp://{resp}"), format!("http://{http}")] {
+        // A prefill that is much more than the run's writes: it must not be in the figures.
+        let more = ["--prefill", "--keys", "5000", "--ratio", "1:9", "--html", page_path];
+        let flags = [&["--connections", "4", "--warmup", "200ms", "-n", "8000"][..], &more].concat();
+        let (ran, run) = measure("stages-run", &target, &flags);
+        assert!(run["stages_absent"].is_null(), "{run}");
+        let kinds = run["stages"]["kinds"].as_array().expect("kinds");
+        let names: Vec<&str> = kinds.iter().map(|kind| kind["kind"].as_str().expect("text")).collect();
+        assert_eq!(names, ["read", "write"]);
+        let samples = |at: usize| kinds[at]["samples"].as_u64().expect("a count") as f64;
+        let share = samples(1) / (samples(0) + samples(1));
+        assert!((0.05..0.2).contains(&share), "a tenth writes, and {share} of what was timed");
+        for kind in kinds {
+            let stages = kind["stages"].as_array().expect("stages");
+            assert_eq!(stages.len(), store::stages::STAGES.len());
+            let mean = |stage: &Value| stage["mean_ns"].as_f64().expect("a mean");
+            let (sum, total) = (stages.iter().map(mean).sum::<f64>(), mean(&kind["total"]));
+            // Prometheus shows nanoseconds, but binary fractions of seconds.
+            assert!(total > 0.0 && (sum / total - 1.0).abs() < 1e-3, "{sum} and {total}");
+            assert!(total < run["service_time"]["max_ns"].as_f64().expect("a maximum"), "{kind}");
+        }
+        for expected in ["server stages", "read execute", "write send", "of it outside"] {
+            assert!(ran.stdout.contains(expected), "{expected} in {}", ran.stdout);
+        }
+        let html = std::fs::read_to_string(&page).expect("a page");
+        assert!(html.contains("read: execute") && html.contains("stages by percentile"), "{html}");
+    }
+    server.stop();
+    server.join().expect("it ends well");
+    let _ = std::fs::remove_dir_all(folder);
+    // Another server has none, and that is said and no failure.
+    let other = Server::start(store());
+    let (ran, run) = measure("stages-none", &other.target(), &flags);
+    assert!(run["stages"].is_null(), "{run}");
+    assert!(run["stages_absent"].as_str().expect("a reason").contains("no Millrace"), "{run}");
+    assert!(ran.stdout.contains("server stages   the target has no figures by stage"), "{}", ran.stdout);
+    assert_eq!(ran.code, Some(0), "{}", ran.stdout);
 }
 
 #[test]

@@ -498,6 +498,53 @@ fn is_segment_flush(action: &Action) -> bool {
     matches!(action, Action::Flush { file: FileName::Segment(_) })
 }
 
+/// Files of which every block takes so long.
+struct Slow {
+    files: LogFiles,
+    block: Duration,
+}
+
+impl LogDisk for Slow {
+    fn perform(&self, operation: Operation) -> Completion {
+        if is_block(&operation.action) {
+            thread::sleep(self.block);
+        }
+        self.files.perform(operation)
+    }
+}
+
+#[test]
+fn the_log_remembers_when_a_block_was_written_and_durable() {
+    let scratch = Scratch::new("times");
+    let options = LogOptions { idle_period: Duration::from_millis(20), ..small() };
+    let block = Duration::from_millis(15);
+    let slow = Slow { files: files(&scratch.0, &options), block };
+    let (thread, mut shards) = begin(slow, &empty(), options, 1);
+    let shard = &mut shards[0];
+    let mut done = 0;
+    for round in 0..4 {
+        let before = reactor::clock::monotonic_ns();
+        shard.admit(100);
+        let last = shard.submit(&[b"one", b"two"]);
+        shard.wait_durable(last);
+        let after = reactor::clock::monotonic_ns();
+        let took = shard.log.shared().block_times(last).expect("it was a moment ago");
+        assert_eq!(shard.log.shared().block_times(last.previous()), Some(took), "both are in one block");
+        assert!(before <= took.begun_ns && took.ended_ns <= after, "{took:?} between {before} and {after}");
+        assert!(took.begun_ns >= done, "round {round}: not with the block before, nor with a mark");
+        assert!(took.elapsed_us() >= 15_000, "{took:?}");
+        done = took.ended_ns;
+        // An idle log writes a mark: no record's block.
+        let writes = shard.log.shared().metrics().log.writes;
+        eventually(|| shard.log.shared().metrics().log.writes > writes, "a mark");
+    }
+    let shared = Arc::clone(shard.log.shared());
+    assert_eq!(shared.block_times(shared.allocated_lsn().next()), None, "nobody has written that");
+    assert_eq!(shared.block_times(Lsn(0)), None, "that was before this process");
+    drop(shards);
+    thread.close().unwrap();
+}
+
 #[test]
 fn a_failed_write_or_flush_is_the_end_of_acknowledging() {
     let every_second =

@@ -285,6 +285,7 @@ settings! {
     slowlog_log_slower_than: i64 = "slowlog-log-slower-than", Kind::Integer { min: -1, max: i64::MAX }, "10000", mutable, "Microseconds from which a command is kept in the slow log; -1: none is.";
     slowlog_max_len: u64 = "slowlog-max-len", Kind::Integer { min: 0, max: i64::MAX }, "128", mutable, "Entries the slow log keeps.";
     latency_monitor_threshold: u64 = "latency-monitor-threshold", Kind::Integer { min: 0, max: i64::MAX }, "0", mutable, "Milliseconds from which an event is kept for LATENCY; 0: none is.";
+    stage_sampling: u32 = "stage-sampling", Kind::Integer { min: 0, max: 1_000_000_000 }, "32", mutable, "One batch of requests in so many, on average, has its way through the server timed stage by stage, for INFO stages and /metrics; 0: none.";
     hz: u32 = "hz", Kind::Integer { min: 0, max: 2_147_483_647 }, "10", mutable, "Accepted for Redis' sake: background work is done in every turn.";
     save: String = "save", Kind::Only(""), "", mutable, "Snapshot schedule; there is none yet.";
     appendonly: String = "appendonly", Kind::Only("no"), "no", mutable, "Redis' log; CONFIG GET says yes where durability is not off.";

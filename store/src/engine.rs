@@ -30,6 +30,7 @@ use crate::pubsub::{self, PubSub, Space};
 use crate::session::{ConnectionId, Durability, Peer, ReplyMode, Session, Sessions, Transport};
 use crate::shards::{Fleet, Message, Place, Totals};
 use crate::slowlog::{LatencyMonitor, SlowLog};
+use crate::stages::Sampler;
 use crate::time::{Clock, Nanos, Now};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -151,6 +152,8 @@ pub struct Shared {
     pub slowlog: SlowLog,
     /// The slow events.
     pub latency: LatencyMonitor,
+    /// The batches whose way is timed.
+    pub sampler: Sampler,
     /// What HTTP keeps between requests.
     pub http: http::Responder,
     /// All sessions but the one being executed.
@@ -270,6 +273,7 @@ impl Shared {
             (Ok(us), ms) => us.saturating_mul(1000).min(ms.saturating_mul(1_000_000)),
         };
         self.slowlog.truncate(self.config.slowlog_max_len as usize);
+        self.sampler.set_period(u64::from(self.config.stage_sampling));
         let config = &self.config;
         self.keyspace.set_eviction_parameters(
             config.lfu_log_factor,
@@ -594,6 +598,7 @@ impl Engine {
             pubsub: PubSub::default(),
             slowlog: SlowLog::default(),
             latency: LatencyMonitor::default(),
+            sampler: Sampler::new(seeds.random),
             http: http::Responder::default(),
             sessions: Sessions::default(),
             actions: VecDeque::new(),
@@ -667,10 +672,14 @@ impl Engine {
         shared.metrics.input_bytes += bytes.len() as u64;
         if !session.closing {
             session.last_interaction = now.monotonic;
+            let sample = shared.sampler.is_due().then(|| shared.begin_sample(&session, clock));
             if session.http.is_some() {
                 http::handle_receive(shared, &mut session, bytes, now, clock);
             } else {
                 self.receive_resp(&mut session, bytes, now, clock);
+            }
+            if let Some(begun) = sample {
+                at_home!(self).end_sample(&mut session, begun, now, clock);
             }
         }
         let shared = at_home!(self);
@@ -695,6 +704,9 @@ impl Engine {
     pub fn handle_disconnect(&mut self, connection: ConnectionId, _now: Now) {
         let Some(mut session) = at_home!(self).sessions.take(connection) else { return };
         at_home!(self).leave(&mut session);
+        if session.is_sampled {
+            at_home!(self).drop_samples(connection);
+        }
         at_home!(self).buffer_bytes -= session.charged;
         at_home!(self).pool.give(core::mem::take(&mut session.output));
     }
@@ -723,7 +735,12 @@ impl Engine {
             }
         }
         session.in_flight += output.len();
-        at_home!(self).metrics.output_bytes += output.len() as u64;
+        let is_sampled = session.is_sampled;
+        let shared = at_home!(self);
+        shared.metrics.output_bytes += output.len() as u64;
+        if is_sampled {
+            shared.sampler.taken(connection, output.len());
+        }
         Some(output)
     }
 
@@ -779,10 +796,17 @@ impl Engine {
             Some(session) => {
                 session.in_flight = 0;
                 session.last_interaction = now.monotonic;
-                if !session.is_exceptional() && session.output.is_empty() {
+                let (is_sampled, is_quiet) =
+                    (session.is_sampled, !session.is_exceptional() && session.output.is_empty());
+                if is_quiet {
                     let bytes = session.buffer_bytes();
                     shared.buffer_bytes = shared.buffer_bytes - session.charged + bytes;
                     session.charged = bytes;
+                }
+                if is_sampled {
+                    shared.end_samples(connection, now.monotonic);
+                }
+                if is_quiet {
                     return;
                 }
             }
@@ -979,6 +1003,10 @@ impl Engine {
             let mut parsed_to = at;
             let stop = batch.plan(shared, session, buffer, &mut parsed_to, limits);
             let planned = batch.commands.len();
+            if shared.sampler.is_timing() {
+                let writes = |planned: &Planned| planned.command.is_some_and(|c| c.flags & flag::WRITE != 0);
+                shared.sampler.note(batch.commands.iter().any(writes));
+            }
             let done = batch.execute(shared, session, buffer, now, clock);
             if session.closing {
                 return buffer.len();

@@ -179,6 +179,11 @@ impl Gates {
         self.open
     }
 
+    /// The last record that anything in the output waits for.
+    pub(crate) fn latest(&self) -> u64 {
+        self.stretches.iter().map(|stretch| stretch.1).max().unwrap_or(0)
+    }
+
     /// Output up to `end` needs `lsn`.
     pub(crate) fn close(&mut self, end: usize, lsn: u64) {
         match self.stretches.back_mut() {

@@ -18,6 +18,7 @@
 //! | [`mutation`] | the effect of a write, as bytes |
 //! | [`glob`], [`long_double`] | matching and arithmetic exactly as Redis has them |
 //! | [`config`], [`metrics`] | the tables of settings and of counters |
+//! | [`stages`] | where the time of a request goes |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 extern crate alloc;
@@ -41,5 +42,6 @@ pub mod pubsub;
 pub mod session;
 pub mod shards;
 pub mod slowlog;
+pub mod stages;
 pub mod time;
 pub mod value;

@@ -11,6 +11,7 @@ use crate::command::COMMANDS;
 use crate::engine::Shared;
 use crate::pubsub::Space;
 use crate::slowlog::merged_slowlog;
+use crate::stages::{self, StageFigures};
 use crate::time::Nanos;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -160,6 +161,8 @@ pub struct Metrics {
     pub process_system_us: u64,
     /// The log's own figures (from the driver).
     pub log: LogFigures,
+    /// Where the time of requests went.
+    pub stages: StageFigures,
     /// Commands executed when the rate was last computed, and when that was.
     rate_mark: (u64, Nanos),
     /// Commands per second, lately.
@@ -200,6 +203,7 @@ impl Default for Metrics {
             process_user_us: 0,
             process_system_us: 0,
             log: LogFigures::default(),
+            stages: StageFigures::default(),
             rate_mark: (0, Nanos(0)),
             commands_per_second: 0,
         }
@@ -452,6 +456,8 @@ pub const METRICS: &[Metric] = &[
     metric("log_bytes_total", ("persistence", "log_bytes"), Counter, Max, "Bytes the log has written.", |s| s.metrics.log.bytes),
     metric("log_pending_bytes", ("persistence", "log_pending_bytes"), Gauge, Whole(|s| log_figures(s).pending_bytes), "Memory of records that are not durable yet.", |s| s.metrics.log.pending_bytes),
     metric("log_waits", ("persistence", "log_waits"), Gauge, Sum, "Clients that wait in WAITAOF.", |s| s.journal.as_ref().map_or(0, |journal| journal.waits() as u64)),
+    metric("stage_samples_total", ("stages", "stage_samples"), Counter, Sum, "Batches of requests whose way through the server was timed.", |s| s.metrics.stages.samples()),
+    metric("stage_samples_left_out_total", ("stages", "stage_samples_left_out"), Counter, Sum, "Batches drawn to be timed of which not everything is known.", |s| s.metrics.stages.left_out),
     metric("keys", ("", ""), Gauge, Sum, "Keys.", |s| s.keyspace.len() as u64),
     metric("keys_with_expiry", ("", ""), Gauge, Sum, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
     metric("slowlog_entries", ("", ""), Gauge, Whole(|s| merged_slowlog(s).len() as u64), "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
@@ -493,6 +499,7 @@ pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
         let help = "Time it took to make something durable.";
         write_histogram(out, "log_flush_seconds", help, &log.flush_us, log.flush_us_total, 1e-6);
     }
+    stages::write_prometheus(shared, out);
     for figure in SHARD_FIGURES {
         let ending = if figure.kind == Counter { "_total" } else { "" };
         let name = format!("shard_{}{ending}", figure.name);

@@ -198,6 +198,8 @@ pub struct Session {
     pub(crate) is_gated: bool,
     /// The driver was asked to stop receiving.
     pub(crate) receive_paused: bool,
+    /// The way of one of its batches through the server is timed.
+    pub(crate) is_sampled: bool,
     /// A `Flush` for this session is queued.
     pub(crate) flush_queued: bool,
     /// The peer will send nothing more.
@@ -299,6 +301,11 @@ impl Session {
         let open = self.gates.as_ref().filter(|_| self.is_gated).map_or(usize::MAX, |gates| gates.open());
         let hole = self.lanes.as_ref().and_then(|lanes| lanes.first_hole()).unwrap_or(usize::MAX);
         open.min(hole).min(self.output.len())
+    }
+
+    /// Replies of other shards that are missing in the output.
+    pub(crate) fn missing_replies(&self) -> usize {
+        self.lanes.as_ref().map_or(0, |lanes| lanes.missing())
     }
 
     /// Whether its input waits for something.

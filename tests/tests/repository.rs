@@ -56,6 +56,25 @@ fn no_test_is_ignored() {
     kept(rules::no_test_is_ignored);
 }
 
+/// `UPDATE_DOCS=1 cargo test -p tests` writes the table anew.
+#[test]
+fn the_page_about_stages_has_the_table_of_the_code() {
+    let path = root().join("docs/stages.md");
+    let page = fs::read_to_string(&path).expect("docs/stages.md");
+    let (head, rest) = page.split_once("writes it anew -->\n").expect("where the table begins");
+    let (_, tail) = rest.split_once("<!-- end of stages -->").expect("where it ends");
+    let wanted =
+        format!("{head}writes it anew -->\n{}<!-- end of stages -->{tail}", store::stages::documentation());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &wanted).expect("docs/stages.md is writable");
+    }
+    let page = fs::read_to_string(&path).expect("docs/stages.md");
+    assert!(
+        page == wanted,
+        "docs/stages.md differs from store/src/stages.rs; run: UPDATE_DOCS=1 cargo test -p tests"
+    );
+}
+
 /// `UPDATE_DOCS=1 cargo test -p tests` writes the page anew.
 #[test]
 fn the_protocol_page_is_what_the_command_table_says() {

@@ -1,7 +1,7 @@
 //! A comparison as Markdown: what goes into results/ and into an issue.
 
 use super::statistics::Spread;
-use super::{CaseReport, Comparison};
+use super::{CaseReport, Comparison, StageRows};
 use crate::report::table::{self, thousands};
 use std::fmt::Write;
 
@@ -106,6 +106,9 @@ pub fn case(text: &mut String, case: &CaseReport) {
         );
     }
     text.push('\n');
+    for stages in &case.stages {
+        server_stages(text, stages);
+    }
     for goal in &case.goals {
         let outcome = match goal.met {
             Some(true) => "met",
@@ -117,6 +120,22 @@ pub fn case(text: &mut String, case: &CaseReport) {
     if !case.goals.is_empty() {
         text.push('\n');
     }
+}
+
+/// Where a server says its time went.
+fn server_stages(text: &mut String, stages: &StageRows) {
+    let _ = writeln!(
+        text,
+        "Where the time went in {}, in the server's own figures (mean; p50; p99): medians over rounds.\n\n\
+         | stage | mean | p50 | p99 |\n|---|---:|---:|---:|",
+        stages.target
+    );
+    for row in &stages.rows {
+        let nanos = |ns: Option<f64>| table::micros(ns.map(|ns| ns as u64));
+        let [mean, p50, p99] = [row.mean_ns, row.p50_ns, row.p99_ns].map(nanos);
+        let _ = writeln!(text, "| {}: {} | {mean} | {p50} | {p99} |", row.kind, row.stage);
+    }
+    text.push('\n');
 }
 
 /// A command line for people.

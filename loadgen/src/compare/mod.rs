@@ -19,6 +19,7 @@ use crate::report::table::{self, thousands};
 use crate::report::{self, Placement, RunReport, Saturated};
 use crate::run::{self, EXIT_FAILED};
 use crate::schedule::Arrival;
+use crate::stages::{StageReport, StagesReport};
 use crate::system::{self, Manifest};
 use crate::verdict::Verdict;
 use crate::worker::WorkerOptions;
@@ -60,6 +61,8 @@ struct Measurement {
     reasons: Vec<String>,
     /// How often it was repeated because the machine was noisy.
     repeated: u32,
+    /// Where the server says its time went; `null` of servers that do not.
+    stages: Option<StagesReport>,
 }
 
 /// A target's figures in a case.
@@ -97,7 +100,25 @@ struct CaseReport {
     case: Case,
     subject: String,
     rows: Vec<Row>,
+    /// Of the targets that time their stages.
+    stages: Vec<StageRows>,
     goals: Vec<GoalReport>,
+}
+
+/// A target's stages in a case: medians over rounds, those left out that took no time.
+#[derive(Clone, Debug, Serialize)]
+struct StageRows {
+    target: String,
+    rows: Vec<StageRow>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct StageRow {
+    kind: &'static str,
+    stage: &'static str,
+    mean_ns: Option<f64>,
+    p50_ns: Option<f64>,
+    p99_ns: Option<f64>,
 }
 
 /// A figure that was aimed at.
@@ -390,6 +411,7 @@ impl<'a> Comparing<'a> {
             verdict: run.verdict,
             reasons: run.reasons.iter().map(|reason| reason.text.clone()).collect(),
             repeated,
+            stages: run.stages,
         };
         self.tell(&measurement);
         Ok(measurement)
@@ -433,6 +455,7 @@ impl<'a> Comparing<'a> {
             verdict: Verdict::Valid,
             reasons: Vec::new(),
             repeated: 0,
+            stages: None,
         };
         self.tell(&measurement);
         Ok(measurement)
@@ -529,8 +552,9 @@ impl<'a> Comparing<'a> {
         if rows.is_empty() {
             return None;
         }
+        let stages = case.targets.iter().filter_map(|target| stage_rows(target, &of(target))).collect();
         let goals = case.goals.iter().map(|goal| goal_report(goal, &rows)).collect();
-        Some(CaseReport { case: case.clone(), subject, rows, goals })
+        Some(CaseReport { case: case.clone(), subject, rows, stages, goals })
     }
 }
 
@@ -586,6 +610,32 @@ fn row(target: &str, mine: &[&Measurement], subjects: &[&Measurement], is_subjec
     }
 }
 
+/// What a target's own figures say of its stages; `None` where it has none.
+fn stage_rows(target: &str, mine: &[&Measurement]) -> Option<StageRows> {
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    let names = store::stages::STAGES.iter().map(|stage| stage.name).chain([crate::stages::TOTAL]);
+    let mut rows = Vec::new();
+    for kind in store::stages::KINDS {
+        for stage in names.clone() {
+            let reports = mine.iter().filter_map(|one| one.stages.as_ref()?.find(kind, stage));
+            let reports: Vec<&StageReport> = reports.collect();
+            let of = |pick: &dyn Fn(&StageReport) -> Option<f64>| {
+                median(reports.iter().filter_map(|report| pick(report)).collect())
+            };
+            let mean_ns = of(&|report| Some(report.mean_ns));
+            if mean_ns.is_some_and(|mean| mean > 0.0) {
+                let p50_ns = of(&|report| report.p50_ns.map(|ns| ns as f64));
+                let p99_ns = of(&|report| report.p99_ns.map(|ns| ns as f64));
+                rows.push(StageRow { kind, stage, mean_ns, p50_ns, p99_ns });
+            }
+        }
+    }
+    (!rows.is_empty()).then(|| StageRows { target: target.into(), rows })
+}
+
 fn goal_report(goal: &Goal, rows: &[Row]) -> GoalReport {
     let row = rows.iter().find(|row| row.target == goal.against);
     let median = |pick: fn(&Row) -> &Option<Spread>| Some(pick(row?).as_ref()?.median);
@@ -632,6 +682,7 @@ mod tests {
             verdict: Verdict::Valid,
             reasons: Vec::new(),
             repeated: 0,
+            stages: Some(crate::stages::tests::report(2_000)),
         }
     }
 
@@ -675,11 +726,13 @@ mod tests {
             case,
             subject: "us".into(),
             rows: vec![row("us", &ours, &ours, true, 1)],
+            stages: stage_rows("us", &ours).into_iter().collect(),
             goals: vec![GoalReport { text: "a goal".into(), measured: Some(1.5), met: Some(false) }],
         };
         let mut text = String::new();
         markdown::case(&mut text, &report);
-        for expected in ["closed loop", "saturated", "server", "4.000", "**missed**", "| us | 3 |"] {
+        let stage = "| read: execute | 1.00 µs | 1.12 µs | 1.12 µs |";
+        for expected in ["closed loop", "saturated", "server", "4.000", "**missed**", "| us | 3 |", stage] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
     }

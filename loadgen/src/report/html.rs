@@ -3,6 +3,7 @@
 use super::table::{micros, number, percent, quantile_name, thousands};
 use super::{Report, RunReport, plot};
 use crate::histogram::Summary;
+use crate::stages::{StageReport, StagesReport};
 use crate::verdict::Verdict;
 use std::fmt::Write;
 
@@ -167,7 +168,60 @@ fn section(run: &RunReport) -> String {
         percent(run.cpu.steal_share),
         number(run.cpu.replies_per_receive, 1)
     );
+    text.push_str("<h3>In the server</h3>");
+    match (&run.stages, &run.stages_absent) {
+        (Some(stages), _) => text.push_str(&server_stages(run, stages)),
+        (None, why) => {
+            let why = why.as_deref().unwrap_or("no figures by stage");
+            let _ = write!(text, "<p>{}.</p>", escape(why));
+        }
+    }
     let _ = write!(text, "<h3>{} over time</h3>{}", capital(run.latency().0), plot::latency_over_time(run));
+    text
+}
+
+/// Where the server says its time went: means that add up as a bar, percentiles as curves, both as a table.
+fn server_stages(run: &RunReport, stages: &StagesReport) -> String {
+    let (name, latency) = run.latency();
+    let counted =
+        |kind: &crate::stages::KindReport| format!("{} {}", thousands(kind.samples as f64), kind.kind);
+    let counted: Vec<String> = stages.kinds.iter().map(counted).collect();
+    let sampling =
+        stages.sampling.map_or(String::new(), |period| format!(", one in {}", thousands(period as f64)));
+    let mut text = format!(
+        "<p>Batches of requests that the server timed itself{sampling}: {} ({}, during {}; percentiles are at most {} \
+         too high). Means add up; “outside” is what the client measured beyond them: the network, the \
+         kernel's queues, and waiting until the server looks.</p>{}",
+        counted.join(" and "),
+        escape(stages.source),
+        escape(stages.covers),
+        percent(Some(stages.precision)),
+        plot::stage_bars(run, stages)
+    );
+    text.push_str("<table><thead><tr><th></th><th>p50</th><th>p99</th><th>mean</th></tr></thead><tbody>");
+    let row = |text: &mut String, name: &str, p50, p99, mean: Option<f64>| {
+        let cells = [micros(p50), micros(p99), micros(mean.map(|mean| mean as u64))];
+        let _ = write!(text, "<tr><td>{name}</td><td>{}</td></tr>", cells.join("</td><td>"));
+    };
+    for kind in &stages.kinds {
+        let stage_row = |text: &mut String, name: &str, stage: &StageReport| {
+            let name = format!("{}: {name}", kind.kind);
+            row(text, &name, stage.p50_ns, stage.p99_ns, Some(stage.mean_ns));
+        };
+        // What takes no time at all is not there: a hop where there is one shard, a flush where there is no log.
+        for stage in kind.stages.iter().filter(|stage| stage.mean_ns > 0.0) {
+            stage_row(&mut text, stage.stage, stage);
+        }
+        stage_row(&mut text, "<b>in the server</b>", &kind.total);
+    }
+    row(&mut text, &format!("<b>{name}, all</b>"), latency.at(0.5), latency.at(0.99), latency.mean_ns);
+    text.push_str("</tbody></table>");
+    let _ = write!(
+        text,
+        "<h3>{} and stages by percentile</h3>{}",
+        capital(name),
+        plot::stages_by_percentile(run, stages)
+    );
     text
 }
 
@@ -262,7 +316,9 @@ mod tests {
         for (at, _) in page.match_indices("http") {
             assert!(page[at..].starts_with("http://www.w3.org/2000/svg"), "{}", &page[at..at + 40]);
         }
-        assert_eq!(page.matches("<svg").count(), 4);
+        // Two of both runs together, and of each the bars of its stages, their percentiles, and its course.
+        assert_eq!(page.matches("<svg").count(), 8);
+        assert!(page.contains("read: execute") && page.contains("one in 64"));
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
     }
 }

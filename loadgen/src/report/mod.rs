@@ -10,6 +10,7 @@ pub mod table;
 use crate::client::{Counts, Load, Outcome, Plan, Stop};
 use crate::histogram::{self, Interval, Summary};
 use crate::schedule::Arrival;
+use crate::stages::StagesReport;
 use crate::system::Manifest;
 use crate::verdict::{self, Evidence, Reason, Verdict};
 use crate::worker::{CpuUse, Io, Worked};
@@ -188,6 +189,10 @@ pub struct RunReport {
     pub intervals: Vec<Interval>,
     /// The CPU side.
     pub cpu: CpuReport,
+    /// Where the server says its time went; `null` where it does not.
+    pub stages: Option<StagesReport>,
+    /// Why it does not.
+    pub stages_absent: Option<String>,
     /// The generator's driver.
     pub generator_io: Io,
     /// The generator's core.
@@ -216,7 +221,11 @@ pub struct Placement {
 impl RunReport {
     /// Judges what a worker brought back.
     pub fn new(title: &str, plan: &Plan, worked: Worked, placement: Placement) -> RunReport {
-        let Worked { outcome, cpu, io, notes } = worked;
+        let Worked { outcome, cpu, stages, io, notes } = worked;
+        let (stages, stages_absent) = match stages {
+            Ok(stages) => (Some(stages), None),
+            Err(why) => (None, Some(why)),
+        };
         let incomplete = match (&outcome.failure, outcome.interrupted) {
             (Some(failure), _) => Some(failure.to_string()),
             (None, true) => Some("it was interrupted; what was measured until then is shown".into()),
@@ -277,6 +286,8 @@ impl RunReport {
             lateness: open.then_some(lateness),
             intervals: outcome.intervals,
             cpu,
+            stages,
+            stages_absent,
             generator_io: io,
             generator_core: placement.generator_core,
             server_core: placement.server_core,
@@ -512,7 +523,8 @@ pub mod tests {
             receives: 5_000,
             sends: 5_000,
         };
-        Worked { outcome, cpu, io: Io::IoUring, notes: vec!["a note".into()] }
+        let stages = Ok(crate::stages::tests::report(2_000));
+        Worked { outcome, cpu, stages, io: Io::IoUring, notes: vec!["a note".into()] }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The plots, as SVG text that goes into the page as it is.
 
 use super::RunReport;
-use super::table::quantile_name;
+use super::table::{micros, quantile_name};
+use crate::stages::StagesReport;
 use plotters::prelude::*;
 
 const WIDTH: u32 = 760;
@@ -213,6 +214,155 @@ pub fn bars(bars: &[Bar]) -> String {
     })
 }
 
+/// The colour of a stage: what is waited for stands out, what is done is quiet; what is outside is grey.
+const STAGE_COLOURS: [RGBColor; store::stages::STAGE_COUNT] = [
+    RGBColor(120, 170, 215),
+    RGBColor(0, 90, 160),
+    RGBColor(150, 60, 140),
+    RGBColor(240, 170, 60),
+    RGBColor(214, 96, 0),
+    RGBColor(120, 200, 175),
+    RGBColor(0, 140, 110),
+];
+const OUTSIDE: RGBColor = RGBColor(215, 215, 218);
+
+/// Mean time by stage, one bar for each kind of batch, and what the client measured: lengths add up.
+pub fn stage_bars(run: &RunReport, stages: &StagesReport) -> String {
+    const ROW: i32 = 34;
+    const LEFT: i32 = 130;
+    const LEGEND: i32 = 22;
+    let (name, latency) = run.latency();
+    let mut rows: Vec<(String, Vec<(RGBColor, f64)>)> = Vec::new();
+    for kind in &stages.kinds {
+        let parts = kind.stages.iter().zip(STAGE_COLOURS).map(|(stage, colour)| (colour, stage.mean_ns));
+        rows.push((kind.kind.into(), parts.collect()));
+    }
+    if let Some(mean) = latency.mean_ns {
+        // Of all batches, whatever their kind: the stages weighted by how many there were.
+        let samples: u64 = stages.kinds.iter().map(|kind| kind.samples).sum();
+        let of = |at: usize| -> f64 {
+            stages.kinds.iter().map(|kind| kind.stages[at].mean_ns * kind.samples as f64).sum::<f64>()
+                / samples as f64
+        };
+        let mut parts: Vec<(RGBColor, f64)> =
+            STAGE_COLOURS.iter().enumerate().map(|(at, colour)| (*colour, of(at))).collect();
+        parts.push((OUTSIDE, stages.outside_ns(mean)));
+        rows.push((name.into(), parts));
+    }
+    let sum = |parts: &[(RGBColor, f64)]| parts.iter().map(|part| part.1).sum::<f64>();
+    let longest = rows.iter().map(|(_, parts)| sum(parts)).fold(0.0, f64::max);
+    let room = f64::from(WIDTH as i32 - LEFT - 90);
+    let at = |horizontal, vertical| plotters::style::text_anchor::Pos::new(horizontal, vertical);
+    use plotters::style::text_anchor::{HPos, VPos};
+    // Named are those that can be seen in some bar.
+    let names = store::stages::STAGES.iter().map(|stage| stage.name).chain(["outside"]);
+    let colours = STAGE_COLOURS.into_iter().chain([OUTSIDE]);
+    let is_seen = |colour: RGBColor| {
+        let wide =
+            |part: &(RGBColor, f64)| part.0 == colour && longest > 0.0 && part.1 / longest * room >= 0.5;
+        rows.iter().any(|(_, parts)| parts.iter().any(wide))
+    };
+    let legend: Vec<(&str, RGBColor)> = names.zip(colours).filter(|(_, colour)| is_seen(*colour)).collect();
+    let height = rows.len() as i32 * ROW + LEGEND + 18;
+    svg(height as u32, |area| {
+        let mut x = LEFT;
+        for (name, colour) in &legend {
+            area.draw(&Rectangle::new([(x, 8), (x + 12, 20)], colour.filled()))?;
+            area.draw(&Text::new(*name, (x + 17, 14), label().pos(at(HPos::Left, VPos::Center))))?;
+            x += 32 + 8 * name.len() as i32;
+        }
+        for (index, (name, parts)) in rows.iter().enumerate() {
+            let top = LEGEND + 8 + index as i32 * ROW;
+            let middle = top + ROW / 2;
+            area.draw(&Text::new(
+                name.clone(),
+                (LEFT - 10, middle),
+                label().pos(at(HPos::Right, VPos::Center)),
+            ))?;
+            let mut passed = 0.0;
+            let place = |ns: f64| LEFT + if longest > 0.0 { (ns / longest * room).round() as i32 } else { 0 };
+            for (colour, ns) in parts {
+                let (from, to) = (place(passed), place(passed + ns));
+                passed += ns;
+                if to > from {
+                    area.draw(&Rectangle::new([(from, top + 6), (to, top + ROW - 6)], colour.filled()))?;
+                }
+            }
+            let text = micros(Some(passed as u64));
+            area.draw(&Text::new(
+                text,
+                (place(passed) + 8, middle),
+                label().pos(at(HPos::Left, VPos::Center)),
+            ))?;
+        }
+        Ok(())
+    })
+}
+
+/// What the client measured by percentile, and beneath it the server's stages.
+pub fn stages_by_percentile(run: &RunReport, stages: &StagesReport) -> String {
+    type Curve = (String, ShapeStyle, Vec<(f64, f64)>);
+    let points = |curve: &[super::CurvePoint]| -> Vec<(f64, f64)> {
+        let shown = curve.iter().filter(|point| point.ns > 0);
+        shown.map(|point| (1.0 / (1.0 - point.quantile), point.ns as f64 / 1e3)).collect()
+    };
+    let mut curves: Vec<Curve> = vec![(run.latency().0.into(), BLACK.stroke_width(2), points(&run.curve))];
+    for (at, kind) in stages.kinds.iter().enumerate() {
+        // Writes are drawn as thick as the client's curve, reads thin: what they share they share in colour.
+        let width = if kind.kind == "write" { 2 } else { 1 };
+        let total = RGBColor(110, 110, 110).stroke_width(width);
+        curves.push((format!("{}: in the server", kind.kind), total, points(&kind.total.curve)));
+        for (stage, colour) in kind.stages.iter().zip(STAGE_COLOURS) {
+            curves.push((
+                format!("{}: {}", kind.kind, stage.stage),
+                colour.stroke_width(width),
+                points(&stage.curve),
+            ));
+        }
+        debug_assert!(at < 2, "there are reads and writes");
+    }
+    curves.retain(|(_, _, points)| points.len() > 1);
+    let all = || curves.iter().flat_map(|(_, _, points)| points);
+    if curves.is_empty() {
+        return "<p>(too few samples for a curve)</p>".into();
+    }
+    // Room for the names at the right.
+    let last = all().map(|point| point.0).fold(10.0, f64::max);
+    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
+    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 1.25;
+    svg(HEIGHT + 60, |area| {
+        let (plot, names) = area.split_horizontally(WIDTH as i32 - 170);
+        let mut chart = ChartBuilder::on(&plot)
+            .margin(10)
+            .x_label_area_size(38)
+            .y_label_area_size(64)
+            .build_cartesian_2d((1.0..last).log_scale(), (low..high).log_scale())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
+            .label_style(label())
+            .x_labels(7)
+            .y_labels(8)
+            .x_label_formatter(&|x| if *x <= 1.0 { "min".into() } else { quantile_name(1.0 - 1.0 / x) })
+            .y_label_formatter(&latency_label)
+            .x_desc("percentile")
+            .draw()?;
+        for (index, (name, style, points)) in curves.iter().enumerate() {
+            chart.draw_series(LineSeries::new(points.iter().copied(), *style))?;
+            let y = 22 + index as i32 * 21;
+            names.draw(&PathElement::new([(4, y), (22, y)], *style))?;
+            let pos = plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Left,
+                plotters::style::text_anchor::VPos::Center,
+            );
+            names.draw(&Text::new(name.clone(), (28, y), label().pos(pos)))?;
+        }
+        Ok(())
+    })
+}
+
 /// CPU per request on both sides of every run.
 pub fn cpu_bars(runs: &[&RunReport]) -> String {
     let mut list = Vec::new();
@@ -251,6 +401,15 @@ mod tests {
         }
         let time = latency_over_time(&open);
         assert!(time.contains("</svg>") && time.contains("max"), "{time}");
+        let stages = open.stages.as_ref().expect("the server's figures");
+        let bars = stage_bars(&open, stages);
+        for expected in ["read", "write", "response time", "execute", "outside", "7.00 µs", "70 µs", "</svg>"]
+        {
+            assert!(bars.contains(expected), "{expected} in {bars}");
+        }
+        let curves = stages_by_percentile(&open, stages);
+        assert!(curves.contains("read: in the server") && curves.contains("read: flush"), "{curves}");
+        assert!(!curves.contains("write: flush"), "one write makes no curve: {curves}");
         let cpu = cpu_bars(&[&open]);
         assert!(cpu.contains("19.00 µs (95 %)") && cpu.contains("half: server"), "{cpu}");
     }

@@ -2,6 +2,7 @@
 
 use super::RunReport;
 use crate::histogram::Summary;
+use crate::stages::{StageReport, StagesReport};
 use std::fmt::Write;
 
 /// A number with a comma every three digits, without a fraction.
@@ -120,6 +121,13 @@ fn run(run: &RunReport) -> String {
         },
         cpu.saturated
     );
+    match (&run.stages, &run.stages_absent) {
+        (Some(stages), _) => text.push_str(&server_stages(run, stages)),
+        (None, Some(why)) => {
+            let _ = writeln!(text, "  server stages   {why}");
+        }
+        (None, None) => {}
+    }
     let counts = &run.counts;
     let odd: Vec<String> = [
         ("errors", counts.errors),
@@ -146,6 +154,29 @@ fn run(run: &RunReport) -> String {
         let _ = writeln!(text, "    {:<8} {}", reason.grade.to_string(), reason.text);
     }
     text
+}
+
+/// Where the server says its time went, beside the client's own figure. Stages that took no time are left out.
+fn server_stages(run: &RunReport, stages: &StagesReport) -> String {
+    let cells =
+        |name: String, p50, p99, mean: f64| vec![name, micros(p50), micros(p99), micros(Some(mean as u64))];
+    let row = |name: String, stage: &StageReport| cells(name, stage.p50_ns, stage.p99_ns, stage.mean_ns);
+    let mut rows = vec![["server stages", "p50", "p99", "mean"].map(str::to_string).to_vec()];
+    for kind in &stages.kinds {
+        for stage in kind.stages.iter().filter(|stage| stage.mean_ns > 0.0) {
+            rows.push(row(format!("  {} {}", kind.kind, stage.stage), stage));
+        }
+        rows.push(row(format!("  {} in the server", kind.kind), &kind.total));
+    }
+    let (name, latency) = run.latency();
+    if let Some(mean) = latency.mean_ns {
+        rows.push(cells(format!("  {name}, all"), latency.at(0.5), latency.at(0.99), mean));
+        rows.push(cells("  of it outside".into(), None, None, stages.outside_ns(mean)));
+    }
+    let timed: Vec<String> =
+        stages.kinds.iter().map(|kind| format!("{} {}", thousands(kind.samples as f64), kind.kind)).collect();
+    let (timed, source, covers) = (timed.join(" and "), stages.source, stages.covers);
+    format!("{}    ({timed} batches timed during {covers}; {source})\n", align(&rows))
 }
 
 fn header() -> Vec<String> {
@@ -184,11 +215,19 @@ mod tests {
     fn every_latency_is_labelled_with_its_loop_and_unnamed_percentiles_are_dashes() {
         let open = RunReport::new("half", &plan(true), worked(true, 5_000), Placement::default());
         let text = runs(&[open]);
-        for expected in
-            ["open loop, Poisson", "response time", "service time", "lateness", "saturated: server"]
-        {
+        for expected in [
+            "open loop, Poisson",
+            "response time",
+            "service time",
+            "lateness",
+            "saturated: server",
+            "read execute",
+        ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
+        // Seven stages of a microsecond each, and one write of ten in each among 2,000.
+        let total = text.lines().find(|line| line.contains("read in the server")).expect("a row");
+        assert!(total.contains("7.88 µs") && total.trim_end().ends_with("7.00 µs"), "{total}");
         let response = text.lines().find(|line| line.contains("response time")).expect("a row");
         assert!(response.contains('–'), "5,000 samples name no p99.9: {response}");
         let closed = RunReport::new("max", &plan(false), worked(false, 5_000), Placement::default());

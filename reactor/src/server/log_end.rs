@@ -10,7 +10,8 @@ use crate::io::sync::Bell;
 use std::sync::Arc;
 use std::time::Duration;
 use store::metrics::LogFigures;
-use store::time::Now;
+use store::stages::BlockTimes;
+use store::time::{Nanos, Now};
 use wal::lsn::Lsn;
 
 /// Bytes of records that a turn may write without having asked for more: about what it can receive.
@@ -82,6 +83,12 @@ impl LogEnd {
         if durable > self.told {
             self.told = durable;
             pipeline.set_durable(durable.0);
+            while let Some(lsn) = pipeline.next_durable_sample() {
+                let times = self.handle.shared().block_times(Lsn(lsn));
+                let times = times
+                    .map(|took| BlockTimes { begun: Nanos(took.begun_ns), durable: Nanos(took.ended_ns) });
+                pipeline.stamp_log(lsn, times);
+            }
         }
         // A value that came in many pieces is executed in one: without room for it, it would wait for the disk for ever.
         match self.handle.admit(WINDOW + pipeline.kept_input()) {

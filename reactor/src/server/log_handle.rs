@@ -9,6 +9,7 @@
 //! The queue has no limit on the number of batches; what bounds it is that nothing is executed that was not
 //! admitted, and what is admitted is bounded in bytes, of memory and of the disk.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
@@ -112,8 +113,8 @@ pub struct Done {
     pub completion: Completion,
     /// What it was, as it was handed out.
     pub what: HelperWork,
-    /// How long it took.
-    pub elapsed_us: u64,
+    /// When.
+    pub took: Took,
 }
 
 /// What the log's owner has to know of the work it gave away.
@@ -127,6 +128,34 @@ pub enum HelperWork {
     FlushSegment,
     /// Anything else.
     Other,
+}
+
+/// Two moments of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Took {
+    /// When something began.
+    pub begun_ns: u64,
+    /// When it was done.
+    pub ended_ns: u64,
+}
+
+impl Took {
+    /// The time between.
+    pub fn elapsed_us(&self) -> u64 {
+        (self.ended_ns - self.begun_ns) / 1000
+    }
+}
+
+/// Blocks of which it is kept when they were written: some milliseconds of a fast disk.
+const BLOCKS_KEPT: usize = 256;
+
+/// When the last blocks were written, for shards that time requests.
+#[derive(Debug, Default)]
+struct Blocks {
+    /// The last record of each, and its times.
+    kept: VecDeque<(Lsn, Took)>,
+    /// Records up to here are in blocks that were forgotten, or older than this process.
+    forgotten: Lsn,
 }
 
 /// How the log is.
@@ -256,6 +285,7 @@ pub struct LogShared {
     wish: AtomicU64,
     state: Mutex<LogState>,
     metrics: Mutex<LogMetrics>,
+    blocks: Mutex<Blocks>,
     slots: Vec<Line<Slot>>,
     epoch: Epoch,
     pending_bytes_max: u64,
@@ -293,6 +323,7 @@ impl LogShared {
             wish: AtomicU64::new(0),
             state: Mutex::new(LogState::Open),
             metrics: Mutex::default(),
+            blocks: Mutex::new(Blocks { forgotten: next_lsn.previous(), ..Blocks::default() }),
             slots: wakers.into_iter().map(slot).collect(),
             epoch,
             pending_bytes_max,
@@ -354,6 +385,23 @@ impl LogShared {
 
     pub(super) fn set_metrics(&self, metrics: LogMetrics) {
         *lock(&self.metrics) = metrics;
+    }
+
+    /// When the block with this record, which is durable, was written and became so. `None`: that was too long ago.
+    pub fn block_times(&self, lsn: Lsn) -> Option<Took> {
+        let blocks = lock(&self.blocks);
+        let at = blocks.kept.partition_point(|(last, _)| *last < lsn);
+        blocks.kept.get(at).filter(|_| lsn > blocks.forgotten).map(|(_, took)| *took)
+    }
+
+    pub(super) fn keep_block(&self, last: Lsn, took: Took) {
+        let mut blocks = lock(&self.blocks);
+        if blocks.kept.len() == BLOCKS_KEPT
+            && let Some((forgotten, _)) = blocks.kept.pop_front()
+        {
+            blocks.forgotten = forgotten;
+        }
+        blocks.kept.push_back((last, took));
     }
 
     /// The most that so many bytes of framed records can take in blocks, whatever they are mixed with. Not less

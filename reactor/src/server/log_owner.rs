@@ -18,7 +18,9 @@
 //! [`LogOwner::poll_operation`] handing out a block and [`LogOwner::handle_block`]. [`log_thread`](super::log_thread)
 //! runs it on threads, the simulator in `tests/` beside shards on a clock of its own.
 
-use super::log_handle::{HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Waker};
+use super::log_handle::{
+    HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Took, Waker,
+};
 use crate::io::log_files::LogWriteMode;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -206,6 +208,15 @@ pub enum Work {
     Helper(Operation, HelperWork),
 }
 
+/// A block on its way.
+#[derive(Clone, Copy, Debug)]
+struct Writing {
+    /// Bytes that are to be written.
+    length: usize,
+    /// It is durable when it is written.
+    flushes: bool,
+}
+
 /// A log that has begun.
 #[derive(Debug)]
 pub struct OpenedLog {
@@ -224,8 +235,13 @@ pub struct LogOwner {
     log: GroupCommit,
     meter: RoomMeter,
     helper_busy: usize,
-    /// A block is on its way; whether it is durable when it is written.
-    writing: Option<bool>,
+    /// A block is on its way.
+    writing: Option<Writing>,
+    /// When a block of which a part is written began to be.
+    begun_ns: Option<u64>,
+    /// The last record of each block that is written and not durable yet, and when its writing began: what lies
+    /// between two flushes.
+    written: VecDeque<(Lsn, u64)>,
     returns: Vec<SyncSender<LogBatch>>,
     shared: Arc<LogShared>,
     state: LogState,
@@ -289,6 +305,8 @@ impl LogOwner {
             meter: RoomMeter::new(&settings),
             helper_busy: 0,
             writing: None,
+            begun_ns: None,
+            written: VecDeque::new(),
             returns,
             shared,
             state: LogState::Open,
@@ -332,10 +350,11 @@ impl LogOwner {
                 self.helper_busy -= 1;
                 let succeeded = done.completion.result.is_ok();
                 if done.what == HelperWork::FlushSegment && succeeded {
-                    self.metrics.add_flush(done.elapsed_us);
+                    self.metrics.add_flush(done.took.elapsed_us());
                 }
                 self.meter.done(done.what, succeeded);
                 self.log.handle_completion(done.completion);
+                self.note_durable(done.took.ended_ns);
             }
             Message::WantRoom => {
                 let wish = self.shared.take_wish();
@@ -449,8 +468,9 @@ impl LogOwner {
         let operation = self.log.poll_operation()?;
         let what = match &operation.action {
             Action::Write { file: file @ FileName::Segment(_), offset, buffer, start, sync } => {
-                self.meter.write(*file, *offset, buffer.as_slice().len() - start);
-                self.writing = Some(*sync != Sync::None);
+                let length = buffer.as_slice().len() - start;
+                self.meter.write(*file, *offset, length);
+                self.writing = Some(Writing { length, flushes: *sync != Sync::None });
                 return Some(Work::Block(operation));
             }
             Action::Rename { to: FileName::Segment(_), .. } => HelperWork::Name,
@@ -462,15 +482,33 @@ impl LogOwner {
         Some(Work::Helper(operation, what))
     }
 
-    /// A block is written, or not, and it took so long. Says at once what is durable: a shard that waits for this block must
-    /// not wait for the next.
-    pub fn handle_block(&mut self, completion: Completion, elapsed_us: u64) {
-        let flushed = self.writing.take().expect("a block was on its way");
-        if flushed && completion.result.is_ok() {
-            self.metrics.add_flush(elapsed_us);
+    /// A block is written, or not, and that took its time. Says at once what is durable: a shard that waits for this block
+    /// must not wait for the next.
+    pub fn handle_block(&mut self, completion: Completion, took: Took) {
+        let writing = self.writing.take().expect("a block was on its way");
+        if writing.flushes && completion.result.is_ok() {
+            self.metrics.add_flush(took.elapsed_us());
         }
+        let is_whole = completion.result.is_ok_and(|bytes| bytes >= writing.length);
+        self.begun_ns.get_or_insert(took.begun_ns);
+        let before = self.log.written_lsn();
         self.log.handle_completion(completion);
+        if is_whole && let Some(begun_ns) = self.begun_ns.take() {
+            // A mark holds no record.
+            if self.log.written_lsn() > before {
+                self.written.push_back((self.log.written_lsn(), begun_ns));
+            }
+            self.note_durable(took.ended_ns);
+        }
         self.publish();
+    }
+
+    /// Keeps when the blocks that are durable by now began to be written and became so, for whoever times requests.
+    fn note_durable(&mut self, at_ns: u64) {
+        let durable = self.log.durable_lsn();
+        while let Some((lsn, begun_ns)) = self.written.pop_front_if(|(lsn, _)| *lsn <= durable) {
+            self.shared.keep_block(lsn, Took { begun_ns, ended_ns: at_ns });
+        }
     }
 
     /// Tells the shards how the log is, and wakes those whom it concerns.

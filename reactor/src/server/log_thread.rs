@@ -11,7 +11,7 @@
 //! block gather in the queue. Everything slow that no record waits for (zeros, renames, deletions, directory
 //! flushes) is the helper's, so that it never stands before a block. No shard ever waits in here.
 
-use super::log_handle::{Done, HelperWork, LogHandle, LogShared, Message, Waker};
+use super::log_handle::{Done, HelperWork, LogHandle, LogShared, Message, Took, Waker};
 pub use super::log_owner::LogOptions;
 use super::log_owner::{LogOwner, OpenedLog, Work};
 use crate::clock::monotonic_ns;
@@ -132,8 +132,8 @@ fn help(disk: &impl LogDisk, orders: &Receiver<(Operation, HelperWork)>, done: &
     for (operation, what) in orders {
         let begun = monotonic_ns();
         let completion = disk.perform(operation);
-        let elapsed_us = (monotonic_ns() - begun) / 1000;
-        if done.send(Message::Done(Done { completion, what, elapsed_us })).is_err() {
+        let took = Took { begun_ns: begun, ended_ns: monotonic_ns() };
+        if done.send(Message::Done(Done { completion, what, took })).is_err() {
             return;
         }
     }
@@ -183,9 +183,9 @@ impl<D: LogDisk> Writer<D> {
         while let Some(work) = self.owner.poll_operation() {
             match work {
                 Work::Block(operation) => {
-                    let begun = monotonic_ns();
+                    let begun_ns = monotonic_ns();
                     let completion = self.disk.perform(operation);
-                    self.owner.handle_block(completion, (monotonic_ns() - begun) / 1000);
+                    self.owner.handle_block(completion, Took { begun_ns, ended_ns: monotonic_ns() });
                 }
                 Work::Helper(operation, what) => {
                     if self.work.send((operation, what)).is_err() {

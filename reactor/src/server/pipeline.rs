@@ -15,6 +15,7 @@ use store::engine::{Action, Engine};
 use store::journal::Records;
 use store::session::{Peer, Transport};
 use store::shards::Message;
+use store::stages::BlockTimes;
 use store::time::{Clock, Nanos, Now};
 
 /// How long a closing connection may go on sending before it is cut.
@@ -243,6 +244,26 @@ impl Pipeline {
     #[inline]
     pub fn set_durable(&mut self, lsn: u64) {
         self.engine.set_durable(lsn);
+    }
+
+    /// See [`Shared::next_durable_sample`](store::engine::Shared::next_durable_sample).
+    #[inline]
+    pub fn next_durable_sample(&self) -> Option<u64> {
+        self.engine.shared().next_durable_sample()
+    }
+
+    /// See [`Shared::stamp_log`](store::engine::Shared::stamp_log).
+    pub fn stamp_log(&mut self, lsn: u64, times: Option<BlockTimes>) {
+        self.engine.shared_mut().stamp_log(lsn, times);
+    }
+
+    /// Replies of a batch of requests whose way is timed are among the operations of this turn: the driver has them now.
+    #[inline]
+    pub fn note_handed(&mut self, clock: &dyn Clock) {
+        let sampler = &mut self.engine.shared_mut().sampler;
+        if sampler.has_unstamped() {
+            sampler.handed(clock.monotonic());
+        }
     }
 
     /// The first record of the log that anybody here waits for.

@@ -157,6 +157,7 @@ impl<D: Driver, C: TurnClock> Shard<D, C> {
         while let Some(operation) = self.pipeline.poll_operation() {
             self.driver.enqueue(operation);
         }
+        self.pipeline.note_handed(&self.clock);
         self.company.as_mut().is_some_and(|company| company.send(&mut self.pipeline))
     }
 

@@ -294,7 +294,13 @@ impl<S: Read + Write> Client<S> {
 
     /// One number of INFO.
     pub fn info(&mut self, field: &str) -> u64 {
-        let info = String::from_utf8(self.call_bulk(&[b"INFO"])).expect("INFO is text");
+        self.info_of("default", field)
+    }
+
+    /// One number of a section of INFO.
+    pub fn info_of(&mut self, section: &str, field: &str) -> u64 {
+        let info = self.call_bulk(&[b"INFO", section.as_bytes()]);
+        let info = String::from_utf8(info).expect("INFO is text");
         let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         value.and_then(|n| n.parse().ok()).unwrap_or_else(|| {
             let names: HashSet<&str> = info.lines().filter_map(|line| line.split(':').next()).collect();

@@ -10,6 +10,7 @@ use crate::metrics::{
     LogFigures, METRICS, Metrics, SHARD_FIGURES, ShardFigure, log_figures, merged_commands, merged_errors,
     sum,
 };
+use crate::stages;
 use crate::time::Now;
 use alloc::format;
 use alloc::string::String;
@@ -17,7 +18,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// The sections, in order, and whether INFO shows them unasked.
-const SECTIONS: [(&str, &str, bool); 14] = [
+const SECTIONS: [(&str, &str, bool); 15] = [
     ("server", "Server", true),
     ("clients", "Clients", true),
     ("memory", "Memory", true),
@@ -29,6 +30,7 @@ const SECTIONS: [(&str, &str, bool); 14] = [
     ("loop", "Loop", false),
     ("http", "Http", false),
     ("shards", "Shards", false),
+    ("stages", "Stages", false),
     ("commandstats", "Commandstats", false),
     ("errorstats", "Errorstats", true),
     ("cluster", "Cluster", true),
@@ -209,6 +211,7 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
                 }
             }
         }
+        "stages" => stages::write_info(shared, line),
         "errorstats" => {
             for (code, count) in merged_errors(shared) {
                 line(&format!("errorstat_{}", String::from_utf8_lossy(code)), &format!("count={count}"));

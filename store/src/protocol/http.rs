@@ -312,6 +312,9 @@ fn answer(
 ) {
     let outcome = outcome.and_then(|request| {
         debug_assert_eq!(head_only, request.method == Method::Head);
+        if shared.sampler.is_timing() {
+            shared.sampler.note(request.method.changes_state());
+        }
         if shared.is_sharded && leave(shared, session, &request, arguments, persistence) {
             return Ok(false);
         }

@@ -327,6 +327,9 @@ impl Engine {
         if let Some(session) = shared.take_answer(from, hop) {
             let connection = session.connection;
             let mut session = session;
+            if session.is_sampled {
+                shared.sampler.answered(connection, now.monotonic);
+            }
             shared.send_hops(&mut session);
             shared.sessions.insert(session);
             self.resume(connection, now, clock);

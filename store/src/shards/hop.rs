@@ -174,6 +174,11 @@ impl Lanes {
         self.holes.front().map(|hole| hole.at)
     }
 
+    /// How many replies are missing.
+    pub(crate) fn missing(&self) -> usize {
+        self.holes.len()
+    }
+
     /// The first `bytes` of the output have left.
     pub(crate) fn shift(&mut self, bytes: usize) {
         self.holes.iter_mut().for_each(|hole| hole.at -= bytes);
@@ -498,6 +503,10 @@ impl Shared {
             merged.extend_from_slice(&session.output[copied..at]);
             copied = at;
             let start = if lane.taken == 0 { 0 } else { answer.ends[lane.taken - 1] };
+            if session.is_sampled {
+                let length = if silent { 0 } else { answer.ends[lane.taken] - start };
+                self.sampler.fill(session.connection, length);
+            }
             if !silent {
                 if let Some(gates) = &mut session.gates {
                     gates.insert(merged.len(), answer.ends[lane.taken] - start);

@@ -48,7 +48,7 @@ impl Method {
         })
     }
 
-    fn changes_state(self) -> bool {
+    pub(super) fn changes_state(self) -> bool {
         matches!(self, Method::Put | Method::Post | Method::Delete)
     }
 }

@@ -195,6 +195,38 @@ fn figures_are_sums_over_all_shards_and_shown_of_each() {
     }
 }
 
+#[test]
+fn the_way_over_another_shard_is_a_stage_and_info_adds_up_all_shards() {
+    let mut server = Server::new(3, &[("stage-sampling", "1")]);
+    let [a, b] = [0, 1].map(|shard| server.connect(shard));
+    let (on_first, on_second, on_third) = (on(0, "k"), on(1, "k"), on(2, "k"));
+    for _ in 0..10 {
+        // The last reply is one of the connection's own shard, and comes behind two of another.
+        server.say(a, format!("SET {on_third} 1\r\nGET {on_third}\r\nGET {on_first}\r\n"));
+        server.say(a, format!("GET {on_first}\r\n"));
+        server.say(b, format!("GET {on_second}\r\n"));
+        // Nobody wants this reply: there is nothing to time.
+        server.say(b, format!("CLIENT REPLY SKIP\r\nGET {on_third}\r\n"));
+    }
+    let info = server.say(b, "INFO stages\r\n");
+    let of = |kind: &str, stage: &str| {
+        let line =
+            info.lines().find(|line| line.starts_with(&format!("stage_{kind}_{stage}:"))).expect("a stage");
+        (field(line, "samples"), field(line, "nanoseconds"))
+    };
+    assert_eq!((of("write", "hop").0, of("read", "hop")), (10, (20, 0)), "{info}");
+    assert!(of("write", "hop").1 >= 10 * 20_000, "at least a round each: {info}");
+    for kind in crate::stages::KINDS {
+        let stages = crate::stages::STAGES.iter().map(|stage| of(kind, stage.name).1);
+        assert_eq!(stages.sum::<u64>(), of(kind, "total").1, "{info}");
+    }
+    assert_eq!(field(&info, "stage_samples"), 30);
+    // INFO itself is a command over all shards, this one too.
+    assert_eq!(field(&server.say(b, "INFO stages\r\n"), "stage_samples_left_out"), 2);
+    server.say(b, "CONFIG RESETSTAT\r\n");
+    assert_eq!(field(&server.say(b, "INFO stages\r\n"), "stage_samples"), 0);
+}
+
 const HOST: &str = "HTTP/1.1\r\nHost: localhost\r\n";
 
 fn statuses(responses: &str) -> Vec<&str> {
