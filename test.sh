@@ -49,7 +49,7 @@ step "rustfmt, no_std proof" cargo fmt --check --manifest-path tests/no_std/Carg
 step "rustfmt, model" cargo fmt --check --manifest-path tests/model/Cargo.toml
 step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 [[ $fast ]] || step "documentation builds" documentation
-step "store and wal build without std" crates_without_std
+step "store, wal and snapshot build without std" crates_without_std
 # Queues between shards and how shards sleep: every order of events, by loom.
 step "model check" cargo test --quiet --manifest-path tests/model/Cargo.toml --target-dir "$target/model"
 # Profile `ci`: fast enough for the random suites, with assertions and overflow checks. The server first: the oracle

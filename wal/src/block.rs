@@ -193,7 +193,7 @@ impl BlockHeader {
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
 
-/// Bytes on their way to a segment file. The memory is aligned to 4096 bytes and the length a multiple of it,
+/// Bytes on their way to a segment file, or to a snapshot. The memory is aligned to 4096 bytes and the length a multiple of it,
 /// as O_DIRECT wants them. It travels with the operation and comes back with its completion.
 #[derive(Clone)]
 pub struct BlockBuffer {
@@ -202,20 +202,23 @@ pub struct BlockBuffer {
 }
 
 impl BlockBuffer {
-    pub(crate) fn with_capacity(bytes: usize) -> BlockBuffer {
+    /// An empty buffer with room for so many bytes, rounded up to a page. It never grows.
+    pub fn with_capacity(bytes: usize) -> BlockBuffer {
         BlockBuffer { pages: alloc::vec![Page::zeroed(); bytes.div_ceil(PAGE_BYTES)], used: 0 }
     }
 
-    pub(crate) fn capacity(&self) -> usize {
+    /// Bytes there is room for.
+    pub fn capacity(&self) -> usize {
         self.pages.len() * PAGE_BYTES
     }
 
     /// Bytes appended so far, without padding.
-    pub(crate) fn used(&self) -> usize {
+    pub fn used(&self) -> usize {
         self.used
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// Forgets what was appended; the memory stays.
+    pub fn clear(&mut self) {
         self.used = 0;
     }
 
@@ -223,7 +226,8 @@ impl BlockBuffer {
         bytemuck::cast_slice_mut(&mut self.pages)
     }
 
-    pub(crate) fn append(&mut self, bytes: &[u8]) {
+    /// Appends bytes, for which there must be room.
+    pub fn append(&mut self, bytes: &[u8]) {
         let start = self.used;
         self.memory()[start..start + bytes.len()].copy_from_slice(bytes);
         self.used += bytes.len();
@@ -236,7 +240,7 @@ impl BlockBuffer {
 
     /// Zeros behind what was appended: the memory is reused, and no record may end up in another block's
     /// padding.
-    pub(crate) fn pad(&mut self) -> &mut [u8] {
+    pub fn pad(&mut self) -> &mut [u8] {
         let (used, length) = (self.used, self.used.next_multiple_of(PAGE_BYTES));
         let bytes = &mut self.memory()[..length];
         bytes[used..].fill(0);

@@ -4,15 +4,16 @@
 //! That is right only together with a new version of the format.
 
 mod disk;
+mod document;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use disk::{Disk, Owned, checksum, read};
+use document::{bound, rows};
 use wal::block::{self, BLOCK_BYTES_LIMIT, BLOCK_MAGIC, PAGE_BYTES};
 use wal::damage::DamageKind;
 use wal::group_commit::{GroupCommit, Settings, Start};
-use wal::layout::Field;
 use wal::lsn::{Epoch, Lsn};
 use wal::reader::{Found, ReadOptions, Tail, Until};
 use wal::record::{Batch, frame};
@@ -36,38 +37,6 @@ fn repository() -> PathBuf {
 
 fn is_update() -> bool {
     std::env::var_os("UPDATE_GOLDEN").is_some()
-}
-
-/// The rows of the tables under a heading: their cells, code marks removed.
-fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
-    let section = page.split("\n## ").find(|section| section.starts_with(heading));
-    let section = section.unwrap_or_else(|| panic!("no section {heading}"));
-    let cells = |line: &str| {
-        line.trim_matches('|').split(" | ").map(|cell| cell.replace('`', "").trim().into()).collect()
-    };
-    section.lines().filter(|line| line.starts_with('|') && !line.starts_with("|--")).map(cells).collect()
-}
-
-#[track_caller]
-fn bound(page: &str, heading: &str, fields: &[Field]) {
-    let written: Vec<(String, String, String)> = rows(page, heading)
-        .into_iter()
-        .filter(|row| row.len() == 5 && row[0].parse::<usize>().is_ok())
-        .map(|row| {
-            let size = match row[2].as_str() {
-                "u32" => "4",
-                "u64" => "8",
-                _ => &row[1],
-            };
-            assert_eq!(row[1], size, "{heading}: {} is a {}", row[3], row[2]);
-            (row[0].clone(), row[1].clone(), row[3].clone())
-        })
-        .collect();
-    let source: Vec<(String, String, String)> = fields
-        .iter()
-        .map(|field| (field.offset.to_string(), field.size.to_string(), field.name.into()))
-        .collect();
-    assert_eq!(written, source, "docs/formats/wal.md, {heading}");
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! A program without std that uses `store` and `wal`: it compiles only if they and all they depend on do without std
+//! A program without std that uses `store`, `wal` and `snapshot`: it compiles only if they and all they depend on do without std
 //! too.
 #![no_std]
 
 #[cfg(feature = "with-std")]
 extern crate std;
 
+use snapshot::names::SnapshotId;
 use store::time::Now;
 use wal::lsn::Lsn;
 
@@ -16,6 +17,11 @@ pub fn uses_the_store(now: Now) -> Now {
 /// Refers to `wal`.
 pub fn uses_the_log(lsn: Lsn) -> Lsn {
     lsn.next()
+}
+
+/// Refers to `snapshot`.
+pub fn uses_the_snapshot(id: SnapshotId) -> Lsn {
+    id.lsn
 }
 
 #[panic_handler]
