@@ -1,4 +1,4 @@
-//! What the targets in `fuzz/` call: arbitrary bytes, read as a snapshot.
+//! What the targets in `fuzz/` call: arbitrary bytes, read as a snapshot or as a Redis dump.
 //!
 //! The input says how to read and then describes the file in few bytes, as [`wal::fuzz::files`] has it. Half of
 //! the inputs are read with a checksum that is always 0, since no fuzzer guesses a right one. Nothing may
@@ -11,6 +11,7 @@ use wal::block::PAGE_BYTES;
 use wal::checksum::Checksum;
 
 use crate::format::REGIONS_OFFSET;
+use crate::rdb::{RdbEntry, RdbError, RdbOptions, RdbReader, RdbSummary, Step};
 use crate::view::SnapshotView;
 
 /// Reads one input as a snapshot.
@@ -46,9 +47,74 @@ pub fn fuzz_snapshot_view(input: &[u8]) {
     assert!(pages.first().is_none_or(|&first| first == REGIONS_OFFSET));
 }
 
+/// Reads one input as a Redis dump, in chunks of the size that its first byte says and in one: nothing panics,
+/// and the size of chunks does not matter.
+pub fn fuzz_rdb_reader(input: &[u8]) {
+    let Some((&how, bytes)) = input.split_first() else { return };
+    let database = (how & 1 == 1).then_some(0);
+    let options = RdbOptions { database, string_bytes_max: 1 << 20 };
+    let read = |chunk_bytes| {
+        let mut entries = Vec::new();
+        let end = read_rdb(options, bytes, chunk_bytes, |entry| entries.push(entry));
+        (entries, end)
+    };
+    let (small, large) = (read(1 + usize::from(how >> 1)), read(bytes.len().max(1)));
+    assert!(small == large, "chunks of {} bytes give something else", 1 + (how >> 1));
+    assert_eq!(large.1.as_ref().map_or(large.0.len() as u64, |end| end.entries), large.0.len() as u64);
+}
+
+/// Reads a dump that is in memory, chunk by chunk.
+pub fn read_rdb(
+    options: RdbOptions,
+    bytes: &[u8],
+    chunk_bytes: usize,
+    mut take: impl FnMut(RdbEntry),
+) -> Result<RdbSummary, RdbError> {
+    let mut reader = RdbReader::new(options);
+    let mut chunks = bytes.chunks(chunk_bytes);
+    loop {
+        match reader.poll()? {
+            Step::Entry(entry) => take(entry),
+            Step::End(summary) => return Ok(summary),
+            Step::NeedMore => match chunks.next() {
+                Some(chunk) => reader.push(chunk),
+                None => reader.finish(),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dump_with_any_byte_changed_is_refused_whatever_the_chunks() {
+        let golden = include_bytes!("../tests/golden/redis-7.0.15.rdb");
+        let mut input = Vec::from([0]);
+        input.extend_from_slice(golden);
+        for how in 0..=u8::MAX {
+            input[0] = how;
+            fuzz_rdb_reader(&input);
+        }
+        let right = read_rdb(RdbOptions::default(), golden, 4096, |_| {}).unwrap();
+        assert!(right.entries > 5 && right.has_checksum, "{right:?}");
+        for at in 0..golden.len() {
+            let change = 1 << (at % 8);
+            input[1 + at] ^= change;
+            input[0] = at as u8;
+            fuzz_rdb_reader(&input);
+            let read = read_rdb(RdbOptions::default(), &input[1..], 4096, |_| {});
+            assert!(read.is_err(), "byte {at} changed, and read: {read:?}");
+            input[1 + at] ^= change;
+        }
+        for length in 0..golden.len() {
+            assert!(
+                read_rdb(RdbOptions::default(), &golden[..length], 100, |_| {}).is_err(),
+                "cut at {length}"
+            );
+        }
+    }
 
     /// The target needs a nightly compiler and is not built by CI; its function and seeds are kept alive
     /// here.

@@ -16,6 +16,7 @@
 //! | [`writer`] | the writer |
 //! | [`view`] | reading: what is believed, and when |
 //! | [`damage`] | what is wrong with a file, in words an operator can act on |
+//! | [`rdb`] | Redis' dump format: strings and their expiry, both ways |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 extern crate alloc;
@@ -25,5 +26,6 @@ pub mod format;
 pub mod fuzz;
 pub mod names;
 pub mod operation;
+pub mod rdb;
 pub mod view;
 pub mod writer;
