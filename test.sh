@@ -39,7 +39,10 @@ crates_without_std() {
     grep -q E0152 <<<"$output" || { echo "the counter-proof failed for another reason: $output"; return 1; }
 }
 
-documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --workspace --no-deps --document-private-items; }
+documentation() {
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+        cargo doc --quiet --profile ci --workspace --features sqlcipher --no-deps --document-private-items
+}
 
 raise_descriptor_limit
 [[ $fast ]] || step "setup" scripts/setup.sh
@@ -47,14 +50,16 @@ step "rustfmt" cargo fmt --all --check
 step "rustfmt, redis-rs program" cargo fmt --check --manifest-path tests/clients/redis-rs/Cargo.toml
 step "rustfmt, no_std proof" cargo fmt --check --manifest-path tests/no_std/Cargo.toml
 step "rustfmt, model" cargo fmt --check --manifest-path tests/model/Cargo.toml
-step "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+# Everything below is built in one profile and with one set of features, so that OpenSSL and SQLCipher are built once.
+step "clippy" cargo clippy --quiet --profile ci --workspace --all-targets --features sqlcipher -- -D warnings
+step "clippy without the encrypted journal" cargo clippy --quiet --profile ci -p wal -p reactor --all-targets -- -D warnings
 [[ $fast ]] || step "documentation builds" documentation
 step "store, wal and snapshot build without std" crates_without_std
 # Queues between shards and how shards sleep: every order of events, by loom.
 step "model check" cargo test --quiet --manifest-path tests/model/Cargo.toml --target-dir "$target/model"
 # Profile `ci`: fast enough for the random suites, with assertions and overflow checks. The server first: the oracle
 # and the client programs start it.
-step "the server builds" cargo build --quiet --profile ci -p reactor --bin millrace
-step "cargo test" cargo test --quiet --profile ci --workspace --no-fail-fast
+step "the server builds" cargo build --quiet --profile ci -p reactor --bin millrace --features sqlcipher
+step "cargo test" cargo test --quiet --profile ci --workspace --features sqlcipher --no-fail-fast
 [[ $fast ]] || step "client programs" tests/clients/run.sh
 printf '\n=== all tests passed in %d s\n' "$SECONDS"

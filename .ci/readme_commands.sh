@@ -13,6 +13,11 @@ cargo build --release --locked -p loadgen
 cargo build --release --locked -p reactor
 echo "release build: $((SECONDS - begun)) s"
 
+# They need no encrypted journal, and say where there is one.
+status=0
+refusal=$(cargo run --quiet --release -p reactor -- --journal sqlcipher --port 0 2>&1) || status=$?
+[[ $status == 2 && $refusal == *"--features sqlcipher"* ]] || { echo "unexpected ($status): $refusal"; exit 1; }
+
 # As typed, only elsewhere: a table on stdout, JSON and a page on disk.
 cargo run --release -p loadgen -- --results "$scratch/results" >"$scratch/table"
 cat "$scratch/table"

@@ -18,6 +18,10 @@ php -r 'exit(extension_loaded("redis") ? 0 : 1);' 2>/dev/null || packages+=(php-
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 has node && has npm || packages+=(npm)
 has curl || packages+=(curl)
+# OpenSSL, for the encrypted journal, is built from source.
+has perl && perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || packages+=(perl)
+has make || packages+=(make)
+has cc || packages+=(gcc libc6-dev)
 # The power-cut disk; root only, whose programs may not be on the PATH.
 has mkfs.ext4 || [[ -x /sbin/mkfs.ext4 ]] || packages+=(e2fsprogs)
 has losetup || [[ -x /sbin/losetup ]] || packages+=(mount)

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
@@ -26,6 +27,7 @@ const TESTS: &[(&str, Test)] = &[
     ("redis_without_a_log_loses", redis_without_a_log_loses),
     ("millrace_without_durability_loses", millrace_without_durability_loses),
     ("millrace_with_durability_loses_nothing", millrace_with_durability_loses_nothing),
+    ("millrace_with_the_encrypted_journal_loses_nothing", millrace_with_the_encrypted_journal_loses_nothing),
     ("an_honest_server_passes_and_the_report_adds_up", an_honest_server_passes_and_the_report_adds_up),
     ("the_same_seed_kills_at_the_same_moments", the_same_seed_kills_at_the_same_moments),
     ("a_forgetful_server_has_lost", a_forgetful_server_has_lost),
@@ -226,8 +228,11 @@ fn millrace() -> PathBuf {
         Some(name) => name,
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    // As it was built before, or cargo would build it anew.
+    let features: &[&str] = if cfg!(feature = "sqlcipher") { &["--features", "sqlcipher"] } else { &[] };
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--package", "reactor", "--bin", "millrace", "--profile", profile])
+        .args(features)
         .arg("--manifest-path")
         .arg(manifest)
         .arg("--target-dir")
@@ -276,12 +281,33 @@ fn millrace_without_durability_loses() -> Result<(), Skipped> {
 
 /// Fifty SIGKILLs, over both drivers, one shard and two, RESP and HTTP.
 fn millrace_with_durability_loses_nothing() -> Result<(), Skipped> {
+    loses_nothing("")
+}
+
+/// And the same fifty for the other journal.
+fn millrace_with_the_encrypted_journal_loses_nothing() -> Result<(), Skipped> {
+    if !cfg!(feature = "sqlcipher") {
+        return Err(Skipped("built without the encrypted journal (--features sqlcipher)".into()));
+    }
+    let folder = scratch();
+    let key = folder.join("key");
+    fs::write(&key, "a passphrase that nobody guesses\n").expect("a key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    // Little is prepared, so that pages go to the database all the time.
+    let flags = "--journal sqlcipher --log-segment-size 4mb --journal-key-file";
+    loses_nothing(&format!("{flags} \"{}\"", key.display()))?;
+    let _ = fs::remove_dir_all(folder);
+    Ok(())
+}
+
+fn loses_nothing(flags: &str) -> Result<(), Skipped> {
     let program = millrace();
     for (io, shards, cycles) in
         [("io_uring", "1", "15"), ("io_uring", "2", "10"), ("epoll", "1", "15"), ("epoll", "2", "10")]
     {
         let line = format!(
-            "\"{}\" --bind 127.0.0.1 --port 0 --http-port 0 --dir {{dir}} --durability always --io {io} --shards {shards}",
+            "\"{}\" --bind 127.0.0.1 --port 0 --http-port 0 --dir {{dir}} --durability always --io {io} --shards {shards} \
+             {flags}",
             program.display()
         );
         let ran = audit(&["--start", &line, "--http", "ready", "--cycles", cycles, "--acks", "2000"]);

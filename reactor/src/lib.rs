@@ -24,12 +24,14 @@
 //! | [`server`] | starting and stopping, settings, the loop, the pipeline |
 //! | [`io`] | drivers, listeners, memory, signals, the start-up probe: the only `unsafe` of the workspace |
 //! | [`log_tool`] | `millrace log`: verify, dump, repair |
+//! | [`journal_tool`] | `millrace journal`: another key, conversion |
 //! | [`clock`] | the one reading of the time in a turn |
 //! | [`cpu`] | pinning, and what a thread has burnt |
 
 pub mod clock;
 pub mod cpu;
 pub mod io;
+pub mod journal_tool;
 pub mod log_tool;
 pub mod server;
 

@@ -10,6 +10,12 @@ use crate::clock::{monotonic_ns, realtime_ns};
 use crate::io::log_files::{
     self, DirectoryLock, LogDisk, LogFiles, LogWriteMode, SET_ASIDE_SUFFIX, checksum,
 };
+#[cfg(feature = "sqlcipher")]
+use crate::journal_tool::work;
+use crate::journal_tool::{key_argument, key_source};
+#[cfg(not(feature = "sqlcipher"))]
+use crate::server::journal::NOT_BUILT_IN;
+use crate::server::journal::{Holdings, KeySource, refuse_the_other};
 use crate::server::recovery::{Bytes, LogOnDisk, Read, RecoveryError, Time};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -36,11 +42,15 @@ pub enum LogTool {
     Verify {
         /// Where the log is.
         directory: PathBuf,
+        /// The key, if it is encrypted.
+        key: KeySource,
     },
     /// One line of JSON for each effect.
     Dump {
         /// Where the log is.
         directory: PathBuf,
+        /// The key, if it is encrypted.
+        key: KeySource,
         /// The first record.
         from: Lsn,
         /// The last one.
@@ -111,7 +121,8 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("verify")
                 .about("Read all of a log and say what is there, where it ends and whether it is damaged")
-                .arg(directory.clone()),
+                .arg(directory.clone())
+                .arg(key_argument()),
         )
         .subcommand(
             Command::new("dump")
@@ -120,6 +131,7 @@ pub fn command() -> Command {
                     "Keys and values are strings where they are UTF-8, and {\"hex\": \"…\"} where they are not.",
                 )
                 .arg(directory.clone())
+                .arg(key_argument())
                 .arg(lsn("from", "The first record [default: the first there is]"))
                 .arg(lsn("until", "The last record [default: the last there is]")),
         )
@@ -138,8 +150,13 @@ impl LogTool {
         let directory = PathBuf::from(matches.get_one::<String>("directory").expect("it is required"));
         let lsn = |name, default| Lsn(matches.get_one::<u64>(name).copied().unwrap_or(default));
         match name {
-            "verify" => LogTool::Verify { directory },
-            "dump" => LogTool::Dump { directory, from: lsn("from", 1), until: lsn("until", u64::MAX - 1) },
+            "verify" => LogTool::Verify { directory, key: key_source(matches) },
+            "dump" => LogTool::Dump {
+                directory,
+                key: key_source(matches),
+                from: lsn("from", 1),
+                until: lsn("until", u64::MAX - 1),
+            },
             _ => LogTool::Repair { directory, yes: matches.get_flag("yes") },
         }
     }
@@ -147,8 +164,19 @@ impl LogTool {
     /// Does it; what there is to say goes to `out`.
     pub fn run(&self, out: &mut impl Write) -> Result<(), ToolError> {
         let result = match self {
-            LogTool::Verify { directory } => verify(directory, out),
-            LogTool::Dump { directory, from, until } => dump(directory, *from, *until, out),
+            LogTool::Verify { directory, key } if is_encrypted(directory)? => {
+                verify_encrypted(directory, key, out)
+            }
+            LogTool::Dump { directory, key, from, until } if is_encrypted(directory)? => {
+                dump_encrypted(directory, key, (*from, *until), out)
+            }
+            LogTool::Repair { directory, .. } if is_encrypted(directory)? => Err(ToolError::Text(format!(
+                "{}: an encrypted journal is not repaired: it has no torn end that counts, and a page that was changed takes \
+                 the rest with it; restore it from a copy",
+                directory.display()
+            ))),
+            LogTool::Verify { directory, .. } => verify(directory, out),
+            LogTool::Dump { directory, from, until, .. } => dump(directory, *from, *until, out),
             LogTool::Repair { directory, yes } => repair(directory, *yes, out),
         };
         let flushed = out.flush();
@@ -159,6 +187,53 @@ impl LogTool {
             result => result,
         }
     }
+}
+
+/// Whether the directory holds the encrypted journal; half a conversion is nothing to look at.
+fn is_encrypted(directory: &Path) -> Result<bool, ToolError> {
+    let failed = |error| ToolError::Text(format!("{}: {error}", directory.display()));
+    let found = Holdings::of(directory).map_err(failed)?;
+    match found.converted {
+        Some(kind) => refuse_the_other(directory, kind).map(|()| false).map_err(ToolError::Text),
+        None => Ok(found.sqlcipher),
+    }
+}
+
+#[cfg(feature = "sqlcipher")]
+fn verify_encrypted(directory: &Path, key: &KeySource, out: &mut impl Write) -> Result<(), ToolError> {
+    work::verify(directory, key, out)
+}
+
+#[cfg(feature = "sqlcipher")]
+fn dump_encrypted(
+    directory: &Path,
+    key: &KeySource,
+    (from, until): (Lsn, Lsn),
+    out: &mut impl Write,
+) -> Result<(), ToolError> {
+    if from > until {
+        return Err(ToolError::Text(format!("--from {from} is behind --until {until}")));
+    }
+    let (mut malformed, mut line) = (0_u64, String::new());
+    work::dump(directory, key, (from, until), |lsn, unix_us, payload| {
+        line.clear();
+        malformed += u64::from(!describe(&mut line, lsn, unix_us, payload));
+        Ok(out.write_all(line.as_bytes())?)
+    })?;
+    if malformed > 0 {
+        return Err(ToolError::Text(format!("{malformed} records hold no effects that this version knows")));
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "sqlcipher"))]
+fn verify_encrypted(_: &Path, _: &KeySource, _: &mut impl Write) -> Result<(), ToolError> {
+    Err(ToolError::Text(NOT_BUILT_IN.into()))
+}
+
+#[cfg(not(feature = "sqlcipher"))]
+fn dump_encrypted(_: &Path, _: &KeySource, _: (Lsn, Lsn), _: &mut impl Write) -> Result<(), ToolError> {
+    Err(ToolError::Text(NOT_BUILT_IN.into()))
 }
 
 /// The log of a directory, if there is one.

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Topology(settings)) => topology(&settings),
         Ok(Invocation::Print(text)) => print(&text),
         Ok(Invocation::Log(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
+        Ok(Invocation::Journal(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
         Err(usage) => usage.exit(),
     };
     match result {

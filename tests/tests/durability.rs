@@ -34,6 +34,22 @@ fn main() -> ExitCode {
         ("a_disk_that_lies_loses", a_disk_that_lies_loses),
         ("a_failed_flush_is_never_acknowledged", a_failed_flush_is_never_acknowledged),
         ("a_full_disk_refuses_writes_and_serves_reads", a_full_disk_refuses_writes_and_serves_reads),
+        (
+            "power_cuts_lose_nothing_of_the_encrypted_journal",
+            power_cuts_lose_nothing_of_the_encrypted_journal,
+        ),
+        (
+            "a_disk_that_lies_loses_the_encrypted_journal_too",
+            a_disk_that_lies_loses_the_encrypted_journal_too,
+        ),
+        (
+            "a_failed_flush_of_the_encrypted_journal_is_never_acknowledged",
+            a_failed_flush_of_the_encrypted_journal_is_never_acknowledged,
+        ),
+        (
+            "a_full_disk_under_the_encrypted_journal_refuses_and_resumes",
+            a_full_disk_under_the_encrypted_journal_refuses_and_resumes,
+        ),
     ])
 }
 
@@ -47,26 +63,61 @@ struct Known {
 
 type Ledger = Arc<Vec<Mutex<[Known; KEYS]>>>;
 
+/// What makes the server keep the encrypted journal; its key is in the environment.
+const ENCRYPTED: &[&str] = &["--journal", "sqlcipher", "--log-segment-size", "4mb"];
+
+/// The encrypted journal takes minutes to build, so a quick build goes without it.
+fn needs_the_encrypted_journal() -> Outcome {
+    match cfg!(feature = "sqlcipher") {
+        true => Ok(()),
+        false => Err(Skipped("built without the encrypted journal (--features sqlcipher)".into())),
+    }
+}
+
 fn a_hundred_power_cuts_lose_nothing() -> Outcome {
-    let seed = random::seed();
-    println!("a_hundred_power_cuts_lose_nothing: MILLRACE_SEED={seed}");
     let cuts =
         std::env::var("MILLRACE_CUTS").map_or(100, |text| text.parse().expect("MILLRACE_CUTS is a number"));
+    lose_nothing("a_hundred_power_cuts_lose_nothing", cuts, Duration::ZERO, |cut| {
+        let mode = ["direct", "dsync", "fdatasync"][cut % 3];
+        // Nothing lets old segments go yet: small ones, or a hundred starts would fill the disk.
+        vec!["--log-write-mode", mode, "--log-segment-size", "1mb"]
+    })
+}
+
+fn power_cuts_lose_nothing_of_the_encrypted_journal() -> Outcome {
+    needs_the_encrypted_journal()?;
+    let delay = Duration::from_millis(3);
+    lose_nothing("power_cuts_lose_nothing_of_the_encrypted_journal", 24, delay, |_| ENCRYPTED.to_vec())
+}
+
+fn lose_nothing(
+    test: &str,
+    cuts: usize,
+    flush_delay: Duration,
+    more: impl Fn(usize) -> Vec<&'static str>,
+) -> Outcome {
+    let seed = random::seed();
+    println!("{test}: MILLRACE_SEED={seed}");
     let mut disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
     let ledger = ledger();
     let mut random = Random::new(seed);
     let (mut acknowledged, mut shown, mut torn) = (0, 0, 0);
+    // Long enough for a cut to come while something is being flushed.
+    disk.set_flush_delay(flush_delay);
     for cut in 0..cuts {
         let io = if cut % 2 == 0 { "io_uring" } else { "epoll" };
         let shards = if cut % 4 < 2 { "1" } else { "2" };
-        let mode = ["direct", "dsync", "fdatasync"][cut % 3];
-        // Nothing lets old segments go yet: small ones, or a hundred starts would fill the disk.
-        let arguments =
-            ["--io", io, "--shards", shards, "--log-write-mode", mode, "--log-segment-size", "1mb"];
+        let arguments = [vec!["--io", io, "--shards", shards], more(cut)].concat();
         let mut server = Server::start(disk.mount_point(), &arguments);
         verify(&server, &ledger, &format!("cut {cut}, seed {seed}")).expect("nothing lost, nothing invented");
         let load = Load::start(&server, &ledger, random.next_u64());
         load.wait_for(100 + random.below(600));
+        // The power goes while something is being flushed, in every other cut.
+        let begun = Instant::now();
+        while !flush_delay.is_zero() && cut % 2 == 1 && disk.flushes_pending() == 0 {
+            assert!(begun.elapsed() < PATIENCE, "nothing is flushed");
+            std::thread::yield_now();
+        }
         let style = [CutStyle::LoseAll, CutStyle::KeepSomeWrites, CutStyle::KeepSomeSectors][random.below(3)];
         let fate = disk.cut(style, random.next_u64());
         torn += usize::from(fate.dropped > 0);
@@ -76,7 +127,7 @@ fn a_hundred_power_cuts_lose_nothing() -> Outcome {
         shown += looks;
         disk.heal().expect("power comes back");
     }
-    let server = Server::start(disk.mount_point(), &[]);
+    let server = Server::start(disk.mount_point(), &more(0));
     verify(&server, &ledger, &format!("the end, seed {seed}")).expect("nothing lost, nothing invented");
     println!(
         "{cuts} cuts, {torn} of them with writes under way; {acknowledged} writes acknowledged, {shown} values shown"
@@ -90,13 +141,22 @@ fn a_hundred_power_cuts_lose_nothing() -> Outcome {
 
 /// The negative control: where flushing does nothing the same test must find losses.
 fn a_disk_that_lies_loses() -> Outcome {
+    lies_and_loses("a_disk_that_lies_loses", &[])
+}
+
+fn a_disk_that_lies_loses_the_encrypted_journal_too() -> Outcome {
+    needs_the_encrypted_journal()?;
+    lies_and_loses("a_disk_that_lies_loses_the_encrypted_journal_too", ENCRYPTED)
+}
+
+fn lies_and_loses(test: &str, arguments: &[&str]) -> Outcome {
     let seed = random::seed();
-    println!("a_disk_that_lies_loses: MILLRACE_SEED={seed}");
+    println!("{test}: MILLRACE_SEED={seed}");
     let mut random = Random::new(seed);
     for _ in 0..10 {
         let mut disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
         let ledger = ledger();
-        let mut server = Server::start(disk.mount_point(), &[]);
+        let mut server = Server::start(disk.mount_point(), arguments);
         disk.honour_flushes(false);
         let load = Load::start(&server, &ledger, random.next_u64());
         load.wait_for(500);
@@ -106,7 +166,7 @@ fn a_disk_that_lies_loses() -> Outcome {
         disk.honour_flushes(true);
         disk.heal().expect("power comes back");
         // It may also find that what was durable is gone, and refuse to start.
-        match Server::try_start(disk.mount_point(), &[]) {
+        match Server::try_start(disk.mount_point(), arguments) {
             Err(refusal) => {
                 println!("refused: {}", refusal.trim());
                 return Ok(());
@@ -124,9 +184,19 @@ fn a_disk_that_lies_loses() -> Outcome {
 
 /// Guarantee 4: nothing is acknowledged after it, reads of what is durable go on, and a restart finds exactly that.
 fn a_failed_flush_is_never_acknowledged() -> Outcome {
+    fails_for_good(&[], "log-")
+}
+
+fn a_failed_flush_of_the_encrypted_journal_is_never_acknowledged() -> Outcome {
+    needs_the_encrypted_journal()?;
+    fails_for_good(ENCRYPTED, "journal.db")
+}
+
+fn fails_for_good(arguments: &[&str], file: &str) -> Outcome {
     for io in ["io_uring", "epoll"] {
+        let arguments = [arguments, &["--io", io]].concat();
         let disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
-        let mut server = Server::start(disk.mount_point(), &["--io", io, "--shards", "2"]);
+        let mut server = Server::start(disk.mount_point(), &[&arguments[..], &["--shards", "2"]].concat());
         let mut client = server.client();
         assert_eq!(client.ask("SET durable 1"), Ok("+OK".into()));
         disk.fail_flushes(EIO);
@@ -135,7 +205,7 @@ fn a_failed_flush_is_never_acknowledged() -> Outcome {
         assert!(unlucky.is_err(), "a write whose flush failed was answered with {unlucky:?}");
         let refused = client.ask("SET later 1").expect("an answer");
         assert!(
-            refused.starts_with("-MISCONF") && refused.contains("EIO") && refused.contains("log-"),
+            refused.starts_with("-MISCONF") && refused.contains("EIO") && refused.contains(file),
             "{refused}"
         );
         assert_eq!(client.ask("GET durable"), Ok("1".into()));
@@ -146,7 +216,7 @@ fn a_failed_flush_is_never_acknowledged() -> Outcome {
         let refused = client.ask("SET later 1").expect("an answer");
         assert!(refused.starts_with("-MISCONF"), "a failed log does not heal by itself: {refused}");
         server.kill();
-        let server = Server::start(disk.mount_point(), &["--io", io]);
+        let server = Server::start(disk.mount_point(), &arguments);
         assert_eq!(server.client().ask("MGET durable later"), Ok("*2".into()));
         assert_eq!(server.client().ask("GET durable"), Ok("1".into()));
         assert_eq!(server.client().ask("SET later 2"), Ok("+OK".into()));
@@ -184,6 +254,50 @@ fn a_full_disk_refuses_writes_and_serves_reads() -> Outcome {
     let server = Server::start(disk.mount_point(), &[]);
     let mut client = server.client();
     assert_eq!(client.ask("DBSIZE"), Ok(format!(":{stored}")));
+    Ok(())
+}
+
+/// The same, and what is in the way goes away while the server runs.
+fn a_full_disk_under_the_encrypted_journal_refuses_and_resumes() -> Outcome {
+    needs_the_encrypted_journal()?;
+    let disk = PowerCutDisk::new(Options { size: 160 << 20, ..Options::default() })?;
+    let filler = disk.mount_point().join("filler");
+    std::fs::write(&filler, vec![7; 60 << 20]).expect("room for it");
+    let mut server =
+        Server::start(disk.mount_point(), &["--journal", "sqlcipher", "--log-segment-size", "16mb"]);
+    let mut client = server.client();
+    let value = "v".repeat(256 << 10);
+    let set = |client: &mut Client, number: usize| {
+        let key = format!("key{number:03}");
+        let command = format!("*3\r\n$3\r\nSET\r\n$6\r\n{key}\r\n${}\r\n{value}\r\n", value.len());
+        client.send(&command).expect("taken");
+        client.reply().expect("an answer")
+    };
+    let mut stored = 0;
+    let refusal = loop {
+        let answer = set(&mut client, stored);
+        if answer != "+OK" {
+            break answer;
+        }
+        stored += 1;
+        assert!(stored < 400, "100 MiB went into 90");
+    };
+    assert!(refusal.starts_with("-MISCONF") && refusal.contains("ENOSPC"), "{refusal}");
+    assert!(stored > 80, "full after {stored} values of 256 KiB");
+    assert_eq!(client.ask("STRLEN key000"), Ok(format!(":{}", 256 << 10)));
+    std::fs::remove_file(&filler).expect("it can go");
+    let begun = Instant::now();
+    // The file system gives the space back little by little.
+    for _ in 0..20 {
+        while set(&mut client, stored) != "+OK" {
+            assert!(begun.elapsed() < PATIENCE, "there is room, and writes are refused");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stored += 1;
+    }
+    server.kill();
+    let server = Server::start(disk.mount_point(), ENCRYPTED);
+    assert_eq!(server.client().ask("DBSIZE"), Ok(format!(":{stored}")));
     Ok(())
 }
 
@@ -314,6 +428,7 @@ impl Server {
         let binary = BINARY.get_or_init(|| millrace_binary().expect("the server's binary"));
         let mut child = Command::new(binary)
             .args(["--port", "0", "--http", "no", "--durability", "always"])
+            .env("MILLRACE_JOURNAL_KEY", "0123456789abcdef".repeat(4))
             .arg("--dir")
             .arg(directory.join("data"))
             .args(arguments)

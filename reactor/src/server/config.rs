@@ -8,7 +8,9 @@ use crate::io::epoll::EpollOptions;
 use crate::io::log_files::LogWriteMode;
 use crate::io::ring::RingOptions;
 use crate::io::uring::UringOptions;
+use crate::journal_tool::{self, JournalTool};
 use crate::log_tool::{self, LogTool};
+use crate::server::journal::JournalKind;
 use crate::server::recovery::RecoverTo;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
@@ -52,6 +54,8 @@ pub enum Invocation {
     Print(String),
     /// Look at a log, or repair it.
     Log(LogTool),
+    /// Give a journal another key, or convert it.
+    Journal(JournalTool),
 }
 
 /// Reads a command line, and the file it names.
@@ -64,10 +68,11 @@ where
 {
     let matches = command().try_get_matches_from(arguments)?;
     let mut settings = Settings::from(Config::default());
-    if let Some(log) = matches.subcommand_matches("log") {
+    for (name, tool) in TOOLS {
+        let Some(tool_matches) = matches.subcommand_matches(name) else { continue };
         return match SETTINGS.iter().find(|setting| matches.contains_id(setting.name)) {
-            Some(setting) => Err(refuse(format!("--{} means nothing to `millrace log`", setting.name))),
-            None => Ok(Invocation::Log(LogTool::from_matches(log))),
+            Some(setting) => Err(refuse(format!("--{} means nothing to `millrace {name}`", setting.name))),
+            None => Ok(tool(tool_matches)),
         };
     }
     let topology = matches.subcommand_matches("topology");
@@ -88,6 +93,12 @@ where
         (false, None) => Invocation::Serve(Box::new(settings)),
     })
 }
+
+/// Subcommands that take no settings.
+const TOOLS: [(&str, fn(&ArgMatches) -> Invocation); 2] = [
+    ("log", |matches| Invocation::Log(LogTool::from_matches(matches))),
+    ("journal", |matches| Invocation::Journal(JournalTool::from_matches(matches))),
+];
 
 fn refuse(mut text: String) -> clap::Error {
     text.push('\n');
@@ -113,6 +124,7 @@ pub fn command() -> Command {
         .arg(print)
         .args(SETTINGS.iter().map(flag))
         .subcommand(log_tool::command())
+        .subcommand(journal_tool::command())
         .subcommand(
             Command::new("topology")
                 .about("Print which shard would run on which core, with which keys and listeners, and leave")
@@ -313,6 +325,10 @@ pub struct Launch {
     pub log_write_mode: LogWriteMode,
     /// Bytes of one of its files.
     pub log_segment_bytes: u64,
+    /// What the log is kept in.
+    pub journal: JournalKind,
+    /// Where the key of the encrypted one stands; `None`: in the environment.
+    pub journal_key_file: Option<PathBuf>,
     /// Where recovery stops.
     pub recover_to: Option<RecoverTo>,
     /// Switches of the io_uring driver.
@@ -344,6 +360,10 @@ impl Launch {
                 .map_err(|error| format!("log-write-mode: {error}"))?,
             // Whole pages, as the log wants them.
             log_segment_bytes: config.log_segment_size.next_multiple_of(4096),
+            journal: JournalKind::parse(&config.journal).map_err(|error| format!("journal: {error}"))?,
+            journal_key_file: Some(&config.journal_key_file)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             recover_to: match config.recover_to.as_str() {
                 "" => None,
                 text => Some(text.parse().map_err(|error| format!("recover-to: {error}"))?),

@@ -111,7 +111,7 @@ impl LogEnd {
                     }
                     pipeline.refuse_writes(Some(reason));
                 }
-                if !self.has_failed && matches!(self.handle.shared().state(), LogState::Failed(_)) {
+                if !self.has_failed && self.handle.shared().state().is_failed() {
                     self.has_failed = true;
                     pipeline.fail_pending();
                 }

@@ -167,6 +167,10 @@ pub enum LogState {
     Full(Failure),
     /// A write or flush failed. It ends with a restart.
     Failed(LogFailure),
+    /// The same of a journal, in words.
+    JournalFull(String),
+    /// And so its failure.
+    JournalFailed(String),
     /// Nothing is taken any more.
     Closed,
 }
@@ -177,6 +181,7 @@ impl fmt::Display for LogState {
             LogState::Open => f.write_str("the log is open"),
             LogState::Full(failure) => Refused::Full(*failure).fmt(f),
             LogState::Failed(failure) => failure.fmt(f),
+            LogState::JournalFull(text) | LogState::JournalFailed(text) => f.write_str(text),
             LogState::Closed => f.write_str("the log is closed"),
         }
     }
@@ -192,17 +197,27 @@ impl LogState {
     pub fn word(&self) -> &'static str {
         match self {
             LogState::Open => "open",
-            LogState::Full(_) => "full",
-            LogState::Failed(_) => "failed",
+            LogState::Full(_) | LogState::JournalFull(_) => "full",
+            LogState::Failed(_) | LogState::JournalFailed(_) => "failed",
             LogState::Closed => "closed",
         }
+    }
+
+    /// Whether there is no room: it ends by itself.
+    pub fn is_full(&self) -> bool {
+        self.code() == FULL
+    }
+
+    /// Whether it has failed: it ends with a restart.
+    pub fn is_failed(&self) -> bool {
+        self.code() == FAILED
     }
 
     fn code(&self) -> u8 {
         match self {
             LogState::Open => OPEN,
-            LogState::Full(_) => FULL,
-            LogState::Failed(_) => FAILED,
+            LogState::Full(_) | LogState::JournalFull(_) => FULL,
+            LogState::Failed(_) | LogState::JournalFailed(_) => FAILED,
             LogState::Closed => CLOSED,
         }
     }
@@ -256,6 +271,16 @@ impl LogMetrics {
     }
 }
 
+/// How records turn into bytes on disk, at the most.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Image {
+    /// Blocks of up to so many bytes.
+    Blocks(usize),
+    /// Pages of the encrypted journal.
+    #[cfg_attr(not(feature = "sqlcipher"), expect(dead_code, reason = "there is no such journal"))]
+    Journal(fn(usize) -> u64),
+}
+
 /// On a cache line of its own: what one thread writes often must not slow what others read beside it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -289,7 +314,7 @@ pub struct LogShared {
     slots: Vec<Line<Slot>>,
     epoch: Epoch,
     pending_bytes_max: u64,
-    block_bytes_max: usize,
+    image: Image,
 }
 
 impl fmt::Debug for LogShared {
@@ -304,7 +329,7 @@ impl LogShared {
         next_lsn: Lsn,
         epoch: Epoch,
         pending_bytes_max: u64,
-        block_bytes_max: usize,
+        image: Image,
         wakers: Vec<Waker>,
     ) -> LogShared {
         let slot = |waker| {
@@ -327,7 +352,7 @@ impl LogShared {
             slots: wakers.into_iter().map(slot).collect(),
             epoch,
             pending_bytes_max,
-            block_bytes_max,
+            image,
         }
     }
 
@@ -407,7 +432,11 @@ impl LogShared {
     /// The most that so many bytes of framed records can take in blocks, whatever they are mixed with. Not less
     /// than `wal` asks for: two blocks in a row hold more than one block's capacity between them.
     pub fn image_bytes_max(&self, framed: usize) -> u64 {
-        let capacity = self.block_bytes_max - BLOCK_HEADER_BYTES;
+        let block_bytes_max = match self.image {
+            Image::Blocks(bytes) => bytes,
+            Image::Journal(image_bytes_max) => return image_bytes_max(framed),
+        };
+        let capacity = block_bytes_max - BLOCK_HEADER_BYTES;
         let blocks = 2 * (framed / capacity) + 2;
         framed as u64 + (blocks * (BLOCK_HEADER_BYTES + FRAME_BYTES + PAGE_BYTES - 1)) as u64
     }

@@ -19,7 +19,7 @@
 //! runs it on threads, the simulator in `tests/` beside shards on a clock of its own.
 
 use super::log_handle::{
-    HelperWork, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Took, Waker,
+    HelperWork, Image, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Took, Waker,
 };
 use crate::io::log_files::LogWriteMode;
 use std::collections::{BTreeMap, VecDeque};
@@ -38,9 +38,9 @@ use wal::settings::{FlushPolicy, Settings};
 /// Records that are appended before the disk is looked after again.
 const ROUND_BYTES: usize = 1 << 20;
 /// Batches kept for a shard to use again.
-const EMPTY_BATCHES: usize = 16;
+pub(super) const EMPTY_BATCHES: usize = 16;
 /// A batch that grew beyond this is given back to the allocator.
-const EMPTY_BATCH_BYTES_MAX: usize = 256 << 10;
+pub(super) const EMPTY_BATCH_BYTES_MAX: usize = 256 << 10;
 /// Not promised to anybody: marks take it, the blocks without records that say what is durable.
 const ROOM_KEPT_BYTES: u64 = 6 * 4096;
 
@@ -114,7 +114,7 @@ impl LogOptions {
 }
 
 /// Whether it is time for what is `wanted` once in a period; the first period begins when it becomes wanted.
-fn is_due(at: &mut Option<u64>, now: u64, period: Duration, wanted: bool) -> bool {
+pub(super) fn is_due(at: &mut Option<u64>, now: u64, period: Duration, wanted: bool) -> bool {
     if !wanted {
         *at = None;
         return false;
@@ -173,19 +173,39 @@ impl RoomMeter {
 }
 
 /// A batch of which something is still to be appended.
-struct Waiting {
-    batch: LogBatch,
+pub(super) struct Waiting {
+    pub(super) batch: LogBatch,
     /// The next record.
-    at: usize,
+    pub(super) at: usize,
 }
 
 impl Waiting {
-    fn lsn(&self) -> u64 {
+    pub(super) fn lsn(&self) -> u64 {
         self.batch.records.ends[self.at].lsn
     }
 
-    fn begin(&self, index: usize) -> usize {
+    pub(super) fn begin(&self, index: usize) -> usize {
         index.checked_sub(1).map_or(0, |before| self.batch.records.ends[before].end)
+    }
+
+    pub(super) fn payload(&self, index: usize) -> &[u8] {
+        &self.batch.records.bytes[self.begin(index)..self.batch.records.ends[index].end]
+    }
+
+    /// The records that follow each other from the next one on, up to so many framed bytes but at least one: where they
+    /// end, and what they take.
+    pub(super) fn run(&self, framed_max: usize) -> (usize, usize) {
+        let (mut end, mut framed) = (self.at, 0);
+        let base = self.lsn() - self.at as u64;
+        while end < self.batch.len() && self.batch.records.ends[end].lsn == base + end as u64 {
+            let bytes = self.payload(end).len() + FRAME_BYTES;
+            if end > self.at && framed + bytes > framed_max {
+                break;
+            }
+            framed += bytes;
+            end += 1;
+        }
+        (end, framed)
     }
 }
 
@@ -290,7 +310,7 @@ impl LogOwner {
             start.next_lsn,
             start.epoch,
             options.pending_bytes_max,
-            options.block_bytes_max,
+            Image::Blocks(options.block_bytes_max),
             wakers,
         ));
         let (queue, messages) = channel();
@@ -398,25 +418,15 @@ impl LogOwner {
         {
             let mut waiting = entry.remove();
             // The records of a batch that follow each other are appended in one go.
-            let (first, mut end, mut framed) = (waiting.at, waiting.at, 0);
-            let base = waiting.lsn() - first as u64;
-            while end < waiting.batch.len() && waiting.batch.records.ends[end].lsn == base + end as u64 {
-                let bytes = waiting.batch.records.ends[end].end - waiting.begin(end) + FRAME_BYTES;
-                if end > first && framed + bytes > left {
-                    break;
-                }
-                framed += bytes;
-                end += 1;
-            }
+            let first = waiting.at;
+            let (end, framed) = waiting.run(left);
             // Room was reserved for it. Where a shard did not ask, it may have to wait for a segment.
             if self.log.admission(framed).is_err() {
                 self.waiting.insert(waiting.lsn(), waiting);
                 return false;
             }
             for index in first..end {
-                let payload =
-                    &waiting.batch.records.bytes[waiting.begin(index)..waiting.batch.records.ends[index].end];
-                match self.log.append(payload, waiting.batch.unix_us) {
+                match self.log.append(waiting.payload(index), waiting.batch.unix_us) {
                     Ok(lsn) => debug_assert_eq!(lsn.0, waiting.batch.records.ends[index].lsn),
                     Err(refused) => unreachable!("admitted, then refused: {refused}"),
                 }

@@ -10,6 +10,8 @@
 //! | [`log_handle`] | what shards and the log's thread share: batches, room, the durable LSN |
 //! | [`log_owner`] | the owner of the log: one order for all shards, group commit, failure |
 //! | [`log_thread`] | the threads it runs on: one that writes, one that helps |
+//! | [`journal`] | which of the two journals a directory holds; the key and the recovery of the encrypted one |
+//! | `journal_thread` | the owner of the encrypted journal (feature `sqlcipher`) |
 //! | [`recovery`] | what the log holds, before anybody is served |
 //! | `replay` | its records on their way to the shards |
 //! | [`topology`] | what runs where |
@@ -17,6 +19,9 @@
 
 pub mod config;
 pub mod event;
+pub mod journal;
+#[cfg(feature = "sqlcipher")]
+pub mod journal_thread;
 pub mod log_end;
 pub mod log_handle;
 pub mod log_owner;

@@ -169,6 +169,15 @@ pub enum RecoveryError {
         /// The one that was wanted.
         wanted: Lsn,
     },
+    /// The log was cut at the wanted place before.
+    AlreadyCut {
+        /// What began there.
+        epoch: u64,
+        /// With which record.
+        first: Lsn,
+    },
+    /// The encrypted journal cannot be opened or read.
+    Journal(String),
 }
 
 impl fmt::Display for RecoveryError {
@@ -201,6 +210,12 @@ impl fmt::Display for RecoveryError {
                 "--recover-to {wanted}: the log ends with LSN {last}; name that or an earlier one, or leave the option \
                  out"
             ),
+            RecoveryError::AlreadyCut { epoch, first } => write!(
+                f,
+                "recover-to: the log was cut there already: epoch {epoch} begins at LSN {first}; start without recover-to \
+                 to keep what was written since, or name an earlier place"
+            ),
+            RecoveryError::Journal(text) => f.write_str(text),
         }
     }
 }

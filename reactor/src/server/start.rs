@@ -8,8 +8,11 @@
 //! have, all begin. A shard that cannot start so leaves no other behind, and nobody is served by half a server.
 
 use super::config::{Bind, Io, Launch, Settings};
+use super::journal::{self, JournalKind};
+#[cfg(feature = "sqlcipher")]
+use super::journal_thread::JournalThread;
 use super::log_end::LogEnd;
-use super::log_handle::{LogState, Waker};
+use super::log_handle::{LogHandle, LogState, Waker};
 use super::log_thread::{LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
@@ -70,6 +73,10 @@ impl Server {
                 "tcp-backlog {} is cut to {most} by the kernel (sysctl net.core.somaxconn)",
                 launch.backlog
             ));
+        }
+        if launch.journal == JournalKind::Sqlcipher && launch.durability == Durability::Off {
+            let text = "durability is off, so nothing is kept, encrypted or not: name --durability always or everysec";
+            warnings.push(text.into());
         }
         let mut config = settings.config;
         config.maxclients = launch.clients_max as u32;
@@ -132,8 +139,26 @@ pub struct RunningServer {
 /// The log of a server, and the lock that makes it the only one.
 #[derive(Debug)]
 struct DurableLog {
-    thread: LogThread,
+    writer: LogWriter,
     _lock: DirectoryLock,
+}
+
+/// Whichever writes it.
+#[derive(Debug)]
+enum LogWriter {
+    Native(LogThread),
+    #[cfg(feature = "sqlcipher")]
+    Encrypted(JournalThread),
+}
+
+impl LogWriter {
+    fn close(self) -> Result<(), String> {
+        match self {
+            LogWriter::Native(thread) => thread.close(),
+            #[cfg(feature = "sqlcipher")]
+            LogWriter::Encrypted(thread) => thread.close(),
+        }
+    }
 }
 
 impl RunningServer {
@@ -151,7 +176,7 @@ impl RunningServer {
     fn wait(&mut self) -> io::Result<()> {
         let served = join_all(std::mem::take(&mut self.threads));
         // Behind the last reply: what is on its way becomes durable, whoever waits for it.
-        let closed = self.log.take().map_or(Ok(()), |log| log.thread.close().map_err(io::Error::other));
+        let closed = self.log.take().map_or(Ok(()), |log| log.writer.close().map_err(io::Error::other));
         served.and(closed)
     }
 
@@ -372,6 +397,32 @@ fn plans(
 /// Brings back what the log holds, and lets every shard's writes go on in it.
 fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Result<DurableLog, StartError> {
     let lock = DirectoryLock::take(&launch.dir).map_err(StartError::Lock)?;
+    journal::refuse_the_other(&launch.dir, launch.journal).map_err(StartError::Setting)?;
+    let (wakers, bells) = wakers(plans)?;
+    let (writer, handles) = match launch.journal {
+        JournalKind::Native => open_native(launch, plans, notes, wakers)?,
+        #[cfg(feature = "sqlcipher")]
+        JournalKind::Sqlcipher => open_encrypted(launch, plans, notes, wakers)?,
+        #[cfg(not(feature = "sqlcipher"))]
+        JournalKind::Sqlcipher => return Err(StartError::Setting(journal::NOT_BUILT_IN.into())),
+    };
+    let state = handles.first().map_or(LogState::Open, |handle| handle.shared().state());
+    if state.is_full() {
+        notes.push(format!("writes are refused until there is room, reads are served: {state}"));
+    }
+    for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
+        plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
+        plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
+    }
+    Ok(DurableLog { writer, _lock: lock })
+}
+
+fn open_native(
+    launch: &Launch,
+    plans: &mut [Plan],
+    notes: &mut Vec<String>,
+    wakers: Vec<Waker>,
+) -> Result<(LogWriter, Vec<LogHandle>), StartError> {
     let now = SystemClock::new().now();
     let mut options = RecoveryOptions::new(random()?);
     options.to = launch.recover_to;
@@ -387,16 +438,59 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
         && first == recovered.end.next_lsn
     {
         // A supervisor that starts it again with the same words must not cut again.
-        return Err(StartError::Setting(format!(
-            "recover-to: the log was cut there already: epoch {epoch} begins at LSN {first}; start without recover-to to keep \
-             what was written since, or name an earlier place"
-        )));
+        return Err(StartError::Recovery(RecoveryError::AlreadyCut { epoch, first }));
     }
     notes.extend(recovered.line());
     notes.extend(recovered.cut());
+    let files = LogFiles::new(&launch.dir, launch.log_write_mode);
+    let (thread, handles) =
+        LogThread::start(files, &recovered.start, log_options(launch), wakers).map_err(StartError::System)?;
+    Ok((LogWriter::Native(thread), handles))
+}
+
+#[cfg(feature = "sqlcipher")]
+fn open_encrypted(
+    launch: &Launch,
+    plans: &mut [Plan],
+    notes: &mut Vec<String>,
+    wakers: Vec<Waker>,
+) -> Result<(LogWriter, Vec<LogHandle>), StartError> {
+    let now = SystemClock::new().now();
+    let source = journal::KeySource::of(launch.journal_key_file.clone());
+    let mut opened = journal::open(&launch.dir, &source).map_err(StartError::Recovery)?;
+    let mut report = |line: &str| eprintln!("millrace: {line}");
+    let records = opened.next_lsn().0 - opened.first_lsn().0;
+    let engines = plans.iter_mut().map(|plan| &mut plan.engine).collect();
+    let recovered = replay(&launch.dir, engines, records, now, |each| {
+        journal::recover(&opened, launch.recover_to, &mut report, each)
+    })
+    .map_err(StartError::Recovery)?;
+    notes.extend(recovered.line());
+    if launch.recover_to.is_some() {
+        notes.extend(recovered.cut(&mut opened).map_err(StartError::Recovery)?);
+    }
+    let (thread, handles) =
+        JournalThread::start(opened, log_options(launch), wakers).map_err(StartError::System)?;
+    Ok((LogWriter::Encrypted(thread), handles))
+}
+
+fn log_options(launch: &Launch) -> LogOptions {
+    LogOptions {
+        policy: match launch.durability {
+            Durability::Always => wal::settings::FlushPolicy::EveryBlock,
+            _ => wal::settings::FlushPolicy::OnRequest,
+        },
+        write_mode: launch.log_write_mode,
+        segment_bytes: launch.log_segment_bytes,
+        ..LogOptions::default()
+    }
+}
+
+/// What wakes each shard when something of its own has become durable.
+fn wakers(plans: &[Plan]) -> Result<(Vec<Waker>, Vec<Arc<Bell>>), StartError> {
     let mut wakers: Vec<Waker> = Vec::new();
     let mut bells = Vec::new();
-    for plan in plans.iter() {
+    for plan in plans {
         let bell = match &plan.mailbox {
             Some(mailbox) => mailbox.bell().another(),
             None => Bell::new(),
@@ -405,26 +499,7 @@ fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Res
         bells.push(Arc::clone(&bell));
         wakers.push(Box::new(move || sys::eventfd_raise(bell.as_fd())));
     }
-    let options = LogOptions {
-        policy: match launch.durability {
-            Durability::Always => wal::settings::FlushPolicy::EveryBlock,
-            _ => wal::settings::FlushPolicy::OnRequest,
-        },
-        write_mode: launch.log_write_mode,
-        segment_bytes: launch.log_segment_bytes,
-        ..LogOptions::default()
-    };
-    let files = LogFiles::new(&launch.dir, launch.log_write_mode);
-    let (thread, handles) =
-        LogThread::start(files, &recovered.start, options, wakers).map_err(StartError::System)?;
-    if let state @ LogState::Full(_) = thread.shared().state() {
-        notes.push(format!("writes are refused until there is room, reads are served: {state}"));
-    }
-    for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
-        plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
-        plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
-    }
-    Ok(DurableLog { thread, _lock: lock })
+    Ok((wakers, bells))
 }
 
 /// Threads that make their rings and wait for the word to serve.

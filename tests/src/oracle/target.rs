@@ -325,8 +325,12 @@ pub fn millrace_binary() -> Result<PathBuf, String> {
         None => return Err("the target directory has no name".into()),
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    // As it was built before, or cargo would build it anew.
+    let features: &[&str] = if cfg!(feature = "sqlcipher") { &["--features", "sqlcipher"] } else { &[] };
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--package", "reactor", "--bin", "millrace", "--profile", profile, "--manifest-path"])
+        .args(["build", "--package", "reactor", "--bin", "millrace", "--profile", profile])
+        .args(features)
+        .arg("--manifest-path")
         .arg(&manifest)
         .arg("--target-dir")
         .arg(folder.parent().ok_or("the target directory has no parent")?)
