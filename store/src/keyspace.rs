@@ -12,24 +12,27 @@
 //! whoever looks at it first.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::arena::{
-    Arena, FIRST_UNIT, Kind, Offset, SEGMENT_BYTES, SPAN_BYTES, Segment, SegmentSource, Slot,
-};
+use crate::arena::{Arena, Kind, Offset, SPAN_BYTES, SegmentSource};
 use crate::eviction::{Access, Pool, Rng};
 use crate::expiry::{ExpiryState, ttl_class};
 use crate::index::{Index, InsertError, Place, Probe, Records};
 use crate::mutation::Mutation;
-use crate::pending::Pending;
 use crate::time::Now;
 use crate::value::{Header, Layout, MAX_LEN};
 
+mod changes;
+mod compaction;
+
+use changes::Changes;
+use compaction::Compaction;
+
+pub use self::changes::WatchToken;
 pub use crate::eviction::{AccessMode, EvictionPolicy};
 pub use crate::expiry::Expiry;
 pub use crate::value::Encoding;
@@ -130,106 +133,6 @@ pub struct KeyspaceStats {
     pub stashed: usize,
 }
 
-/// What WATCH remembers of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatchToken {
-    version: u64,
-}
-
-struct Watched {
-    version: u64,
-    watchers: usize,
-}
-
-/// Who must hear of changes.
-#[derive(Default)]
-pub(crate) struct Changes {
-    /// Somebody watches a key, or wants the effects.
-    is_heard: bool,
-    watched: BTreeMap<Vec<u8>, Watched>,
-    version: u64,
-    /// What is not in the log yet; `None`: there is no log.
-    effects: Option<Effects>,
-}
-
-/// What a log has to know of a keyspace.
-#[derive(Default)]
-struct Effects {
-    /// Those since they were last taken.
-    bytes: Vec<u8>,
-    /// The hashes of their keys.
-    hashes: Vec<u64>,
-    /// Which keys have writes that are not durable is known of each. Else whoever looks at any key observes the
-    /// last write: where a second's writes are on their way, a table of them costs more than it is worth.
-    is_exact: bool,
-    /// Keys whose last write is in the log, but perhaps not durable.
-    pending: Pending,
-    /// The last LSN given to effects of this keyspace.
-    latest: u64,
-    /// The keyspace was cleared since effects were last numbered.
-    clears: bool,
-    /// The LSN of the last clearing, while it may not be durable: whatever key is looked at, this was done to it.
-    cleared: u64,
-    /// The highest LSN of what was looked at since somebody asked.
-    observed: u64,
-}
-
-impl Effects {
-    #[inline]
-    fn observe(&mut self, hash: KeyHash) {
-        if !self.is_exact {
-            self.observed = self.latest;
-            return;
-        }
-        if !self.pending.is_empty()
-            && let Some(lsn) = self.pending.get(hash.0)
-        {
-            self.observed = self.observed.max(lsn);
-        }
-        self.observed = self.observed.max(self.cleared);
-    }
-}
-
-impl Changes {
-    /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
-    #[inline(always)]
-    fn note(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
-        if self.is_heard {
-            self.tell(mutation, hash);
-        }
-    }
-
-    #[inline(never)]
-    fn tell(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
-        if let Some(key) = mutation.key() {
-            self.expired(key);
-        }
-        if let Some(effects) = &mut self.effects {
-            mutation.encode(&mut effects.bytes);
-            effects.clears |= mutation.key().is_none();
-            if effects.is_exact {
-                effects.hashes.push(hash.0);
-            }
-        }
-    }
-
-    /// A key's time has come. That is no effect: whoever applies the others knows the time too.
-    #[inline(always)]
-    fn expired(&mut self, key: &[u8]) {
-        if !self.watched.is_empty() {
-            self.tell_watchers(key);
-        }
-    }
-
-    #[cold]
-    fn tell_watchers(&mut self, key: &[u8]) {
-        if let Some(watched) = self.watched.get_mut(key) {
-            self.version += 1;
-            watched.version = self.version;
-        }
-    }
-}
-
 /// Reads keys for the index while it moves entries.
 struct Reader<'a> {
     arena: &'a Arena,
@@ -264,18 +167,6 @@ impl Probe for KeyProbe<'_> {
     fn recognises(&self, offset: Offset) -> bool {
         self.arena.has_key(offset, self.key)
     }
-}
-
-/// Compaction starts when more than one byte in this many is dead.
-const DEAD_DIVISOR: usize = 16;
-/// Below this many dead bytes compaction is not worth a thought.
-const DEAD_BYTES_MIN: usize = SEGMENT_BYTES;
-/// A segment of which more than this share lives (in 256ths) is not worth moving.
-const VICTIM_LIVE_MAX: usize = 240;
-
-struct Compaction {
-    segment: usize,
-    unit: u32,
 }
 
 /// Every key of one shard.
@@ -778,239 +669,6 @@ impl Keyspace {
             Change::Evicted => self.stats.evicted += 1,
             Change::Removed => {}
         }
-    }
-
-    // ---- effects ----------------------------------------------------------------------------------------
-
-    /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects). `is_exact`: who looks at a key
-    /// observes the last write to it, and not the last one to any.
-    pub fn keep_effects(&mut self, is_exact: bool) {
-        self.changes.effects = Some(Effects { is_exact, ..Effects::default() });
-        self.changes.is_heard = true;
-    }
-
-    /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by
-    /// [`number_effects`](Self::number_effects).
-    #[inline]
-    pub fn take_effects(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.bytes.is_empty()) else {
-            return false;
-        };
-        out.append(&mut effects.bytes);
-        true
-    }
-
-    /// The effects last taken are this record of the log: until it is durable, who looks at their keys observes it.
-    pub fn number_effects(&mut self, lsn: u64) {
-        let Some(effects) = &mut self.changes.effects else { return };
-        effects.latest = lsn;
-        if core::mem::take(&mut effects.clears) {
-            effects.cleared = lsn;
-        }
-        for hash in effects.hashes.drain(..) {
-            effects.pending.insert(hash, lsn);
-        }
-    }
-
-    /// Everything up to this record is durable.
-    pub fn settle_effects(&mut self, durable: u64) {
-        if let Some(effects) = &mut self.changes.effects {
-            effects.pending.settle(durable);
-            if effects.cleared <= durable {
-                effects.cleared = 0;
-            }
-        }
-    }
-
-    /// The highest LSN of what was looked at since the last call; it may be durable already.
-    #[inline]
-    pub fn take_observed(&mut self) -> u64 {
-        self.changes.effects.as_mut().map_or(0, |effects| core::mem::take(&mut effects.observed))
-    }
-
-    /// Somebody looks at all keys at once: how many there are, which, or at any of them.
-    pub fn observe_everything(&mut self) {
-        if let Some(effects) = &mut self.changes.effects {
-            effects.observed = effects.observed.max(effects.latest);
-        }
-    }
-
-    // ---- watches ----------------------------------------------------------------------------------------
-
-    /// Begins to watch a key for one watcher.
-    pub fn watch(&mut self, key: &[u8], now: Now) -> WatchToken {
-        // An entry that has expired already goes now, so that its removal later is no change.
-        let _ = self.find_live(key, self.hash(key), now);
-        let version = self.changes.version;
-        let watched = self.changes.watched.entry(key.to_vec()).or_insert(Watched { version, watchers: 0 });
-        watched.watchers += 1;
-        self.changes.is_heard = true;
-        WatchToken { version: watched.version }
-    }
-
-    /// Ends one watch of a key.
-    pub fn unwatch(&mut self, key: &[u8]) {
-        if let Some(watched) = self.changes.watched.get_mut(key) {
-            watched.watchers -= 1;
-            if watched.watchers == 0 {
-                self.changes.watched.remove(key);
-                self.changes.is_heard = self.changes.effects.is_some() || !self.changes.watched.is_empty();
-            }
-        }
-    }
-
-    /// Keys that somebody watches.
-    pub fn watched_len(&self) -> usize {
-        self.changes.watched.len()
-    }
-
-    /// Whether nothing happened to a key since it was watched. Its time having come is something.
-    pub fn is_unchanged(&mut self, key: &[u8], token: &WatchToken, now: Now) -> bool {
-        let _ = self.find_live(key, self.hash(key), now);
-        self.changes.watched.get(key).is_some_and(|watched| watched.version == token.version)
-    }
-
-    // ---- compaction -------------------------------------------------------------------------------------
-
-    /// Moves live records out of segments that are mostly dead and gives those back, looking at about `budget_bytes`, and
-    /// at four times as many while twice the tolerated share is dead: writers must not outrun it. True: there is more to
-    /// do now.
-    pub fn compact_some(&mut self, now: Now, budget_bytes: usize) -> bool {
-        while let Some(slab) = self.index.released_slab() {
-            self.arena.give_back(slab);
-        }
-        self.arena.release_some(4);
-        let is_behind = self.arena.dead_bytes() * DEAD_DIVISOR > 2 * self.arena.capacity_bytes();
-        let mut budget = budget_bytes as isize * if is_behind { 4 } else { 1 };
-        while budget > 0 {
-            if self.compaction.is_none() {
-                self.compaction = self.choose_victim();
-            }
-            let Some(mut at) = self.compaction.take() else { break };
-            let done = match self.compact_segment(&mut at, now, &mut budget) {
-                Ok(done) => done,
-                Err(StoreError::OutOfSpace | StoreError::TooLarge) => {
-                    // Nowhere to move to. What was moved stays moved, and the rest is tried again later.
-                    self.compaction = Some(at);
-                    return false;
-                }
-            };
-            if !done {
-                self.compaction = Some(at);
-                return true;
-            }
-        }
-        self.arena.can_release() || self.compaction.is_some() || self.victim().is_some()
-    }
-
-    fn wants_compaction(&self) -> bool {
-        let dead = self.arena.dead_bytes();
-        dead >= DEAD_BYTES_MIN && dead > self.arena.capacity_bytes() / DEAD_DIVISOR
-    }
-
-    /// The segment with the least live bytes, if there is enough dead and it is not nearly full of life.
-    fn victim(&self) -> Option<usize> {
-        if !self.wants_compaction() {
-            return None;
-        }
-        let worth = |segment: &Segment| {
-            segment.kind == Kind::Shared
-                && !segment.sealed
-                && segment.live * 256 <= SEGMENT_BYTES * VICTIM_LIVE_MAX
-        };
-        let segments = self.arena.segments().iter().enumerate();
-        let candidates = segments.filter(|&(number, segment)| worth(segment) && !self.arena.is_open(number));
-        candidates.min_by_key(|(_, segment)| segment.live).map(|(number, _)| number)
-    }
-
-    fn choose_victim(&mut self) -> Option<Compaction> {
-        let segment = self.victim()?;
-        self.arena.segment_mut(segment).evacuating = true;
-        Some(Compaction { segment, unit: FIRST_UNIT })
-    }
-
-    /// Has the next calls of [`Keyspace::compact_some`] empty this segment, whatever lives in it. False: it cannot be
-    /// emptied (it is open, sealed, one long record's, or not there), or another one is being emptied.
-    pub fn evacuate_segment(&mut self, number: usize) -> bool {
-        let may = self.arena.segments().get(number).is_some_and(|s| s.kind == Kind::Shared && !s.sealed);
-        if !may || self.compaction.is_some() || self.arena.is_open(number) {
-            return false;
-        }
-        self.arena.segment_mut(number).evacuating = true;
-        self.compaction = Some(Compaction { segment: number, unit: FIRST_UNIT });
-        true
-    }
-
-    /// Walks on through the segment being emptied. True: it is empty and was given up.
-    fn compact_segment(
-        &mut self,
-        at: &mut Compaction,
-        now: Now,
-        budget: &mut isize,
-    ) -> Result<bool, StoreError> {
-        const BATCH: usize = 16;
-        let end = self.arena.end_unit(at.segment);
-        if self.arena.segments()[at.segment].sealed {
-            // Sealed while it was being emptied: it is to be kept after all.
-            self.arena.segment_mut(at.segment).evacuating = false;
-            return Ok(true);
-        }
-        let mut batch = core::mem::take(&mut self.moving);
-        while at.unit < end && *budget > 0 {
-            let mut unit = at.unit;
-            while unit < end && batch.len() < BATCH {
-                let (offset, slot, next) = self.arena.walk(at.segment, unit);
-                match slot {
-                    Slot::Free { units, listed: true } => self.arena.unlink(offset, units),
-                    Slot::Free { .. } => {}
-                    Slot::Record(header) => {
-                        self.index.prefetch(self.hash(self.arena.key(offset, &header)).0);
-                        batch.push(offset);
-                    }
-                }
-                *budget -= (next - unit) as isize * 8;
-                unit = next;
-            }
-            for &offset in &batch {
-                if let Err(error) = self.move_record(offset, now) {
-                    batch.clear();
-                    self.moving = batch;
-                    return Err(error);
-                }
-            }
-            batch.clear();
-            at.unit = unit;
-        }
-        self.moving = batch;
-        if at.unit < end {
-            return Ok(false);
-        }
-        self.arena.release_segment(at.segment);
-        self.expiry.forget_segment(at.segment);
-        self.stats.compacted_segments += 1;
-        Ok(true)
-    }
-
-    fn move_record(&mut self, offset: Offset, now: Now) -> Result<(), StoreError> {
-        let header = self.arena.header(offset);
-        let hash = self.hash(self.arena.key(offset, &header));
-        let Some(place) = self.index.find_offset(hash.0, self.arena.key(offset, &header), offset) else {
-            return Ok(());
-        };
-        if header.is_expired(now.unix_ms()) {
-            self.remove_at(place, hash, &header, Change::Expired);
-            return Ok(());
-        }
-        let target = self.allocate(&header.layout(), header.expires_at, now)?;
-        self.arena.copy((offset, 0), (target, 0), header.slot_bytes as usize);
-        self.index.set_offset(place, target);
-        self.arena.free(offset, header.slot_bytes);
-        if header.expires_at != 0 {
-            self.arena.note_expiry(target, header.expires_at);
-            self.expiry.note(self.arena.segment_number(target), header.expires_at);
-        }
-        self.stats.compacted_bytes += u64::from(header.slot_bytes);
-        Ok(())
     }
 
     // ---- settings and figures ---------------------------------------------------------------------------
