@@ -15,13 +15,14 @@
 //! * **TTL classes**: records with an expiry lie in segments with others that expire at about the same time.
 //!   [`Segment::earliest`] is a lower bound of what a segment holds, so that active expiry looks only where
 //!   something is due.
-//! * **Sealed** segments are immutable (a snapshot owns their bytes, and they may be file mappings that cannot be
-//!   written): a record in one dies by accounting alone, and only the index knows that it is dead.
+//! * **Sealed** segments are immutable, because an image of them is being taken ([`image`]): a record in one dies by
+//!   accounting alone, and only the index knows that it is dead. Their free slots wait aside, in lists of their own.
 //! * **Long records** (over 1 MiB) get an allocation of their own that spans as many numbers as it needs.
 //!
 //! The arena never looks at the index and never decides what is live: [`crate::keyspace`] tells it.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -31,15 +32,18 @@ use crate::expiry::TTL_CLASSES;
 use crate::value::{EXPIRY, FREE, Header, LISTED, Layout, SLACK, UNIT, WIDE, same_bytes};
 
 mod check;
+mod image;
 mod slots;
+
+pub(crate) use image::{RestoredLists, restored_segment};
 
 /// Bytes of a segment: one huge page.
 pub const SEGMENT_BYTES: usize = 2 << 20;
 const SEGMENT_SHIFT: u32 = 18;
-const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
+pub(crate) const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
 const _: () = assert!(SEGMENT_UNITS as usize * UNIT == SEGMENT_BYTES);
 /// As many segment numbers as 32-bit offsets can name.
-const SEGMENTS_MAX: usize = 1 << (32 - SEGMENT_SHIFT);
+pub(crate) const SEGMENTS_MAX: usize = 1 << (32 - SEGMENT_SHIFT);
 /// The first unit of every segment holds no record, which keeps offset 0 free to mean "none".
 pub(crate) const FIRST_UNIT: u32 = 1;
 /// Records above this size get memory of their own. Half a segment: smaller ones leave tails that others fill,
@@ -49,18 +53,20 @@ pub(crate) const SPAN_BYTES: usize = SEGMENT_BYTES / 2;
 const EXACT_UNITS: usize = 512;
 /// Above, four lists for each power of two: from 2^9 to 2^18 units.
 const MAGNITUDES: usize = 4 * 10;
+/// Free lists of a TTL class: by exact size, then by magnitude.
+pub(crate) const LISTS: usize = EXACT_UNITS + 1 + MAGNITUDES;
 /// How many slots of one magnitude are looked at before a larger magnitude is tried.
 const FIRST_FIT_PROBES: usize = 8;
 /// A freed slot this long may become the open region of its class again, bytes.
 const REGION_BYTES_MIN: usize = 64 << 10;
 /// Spans are a multiple of this.
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// Where segments come from. The reactor hands out huge-page memory, tests and tools use [`HeapSource`].
 pub trait SegmentSource: Send {
     /// `bytes` (a multiple of 4096) of zeroed memory aligned to 4096, or `None` where there is no more.
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]>;
-    /// Takes back what [`SegmentSource::allocate`] gave.
+    /// Takes back what [`SegmentSource::allocate`] gave, and the regions of an image that a keyspace was restored from.
     fn release(&mut self, memory: &'static mut [u8]);
 }
 
@@ -108,7 +114,8 @@ impl SegmentSource for HeapSource {
     }
 
     fn release(&mut self, memory: &'static mut [u8]) {
-        self.handed_out -= memory.len();
+        // Regions of an image come from elsewhere.
+        self.handed_out = self.handed_out.saturating_sub(memory.len());
         self.kept.push(memory);
     }
 }
@@ -127,7 +134,7 @@ fn byte_of(offset: Offset) -> usize {
 }
 
 #[inline(always)]
-fn offset_of(segment: usize, unit: u32) -> Offset {
+pub(crate) fn offset_of(segment: usize, unit: u32) -> Offset {
     (segment as u32) << SEGMENT_SHIFT | unit
 }
 
@@ -182,10 +189,10 @@ const NO_SEGMENT: Segment = Segment {
 
 /// The part of a segment that is handed out from the front. Its rest is one unlisted free slot.
 #[derive(Clone, Copy, Debug)]
-struct Region {
-    segment: usize,
-    unit: u32,
-    units: u32,
+pub(crate) struct Region {
+    pub segment: usize,
+    pub unit: u32,
+    pub units: u32,
 }
 
 /// One slot met on a walk.
@@ -204,17 +211,29 @@ pub(crate) struct Arena {
     /// No number below this one is empty.
     first_empty: usize,
     open: [Option<Region>; TTL_CLASSES],
-    /// Heads of the free lists: `[class][units]`.
-    exact: Vec<[Offset; EXACT_UNITS + 1]>,
-    /// Heads of the lists of longer slots: `[class][magnitude]`.
-    magnitudes: Vec<[Offset; MAGNITUDES]>,
+    /// Heads of the free lists: `[class][list]`, see [`list_of`].
+    heads: Vec<[Offset; LISTS]>,
+    /// Their last slots; stale where the head is 0. They let two lists be joined, and cost nothing elsewhere.
+    tails: Vec<[Offset; LISTS]>,
     source: Box<dyn SegmentSource>,
     /// Memory no longer used and not yet given back; see [`Arena::release_some`].
     released: Vec<&'static mut [u8]>,
+    /// Addresses of the memory that is a file's pages: it is never used again for something else.
+    mapped: BTreeSet<usize>,
+    /// The image that is being taken; see [`image`].
+    image: Option<Box<image::Capture>>,
+    /// Free slots that wait until an image is taken, or warm.
+    aside: Option<Box<image::Aside>>,
     live: usize,
     capacity: usize,
     /// Smallest `due` of all segments, or something below it.
     due_next: u64,
+}
+
+/// The number of the free list for slots of this length.
+#[inline(always)]
+fn list_of(units: u32) -> usize {
+    if units as usize <= EXACT_UNITS { units as usize } else { EXACT_UNITS + 1 + magnitude(units) }
 }
 
 fn magnitude(units: u32) -> usize {
@@ -229,14 +248,22 @@ impl Arena {
             segments: Vec::new(),
             first_empty: 0,
             open: [None; TTL_CLASSES],
-            exact: vec![[0; EXACT_UNITS + 1]; TTL_CLASSES],
-            magnitudes: vec![[0; MAGNITUDES]; TTL_CLASSES],
+            heads: vec![[0; LISTS]; TTL_CLASSES],
+            tails: vec![[0; LISTS]; TTL_CLASSES],
             source,
             released: Vec::new(),
+            mapped: BTreeSet::new(),
+            image: None,
+            aside: None,
             live: 0,
             capacity: 0,
             due_next: u64::MAX,
         }
+    }
+
+    /// Ends the arena, whose memory must be given back already.
+    pub fn into_source(self) -> Box<dyn SegmentSource> {
+        self.source
     }
 
     /// Memory that is not for records: the index takes its slabs from the same source.
@@ -298,9 +325,9 @@ impl Arena {
     /// Asks the processor for the first two lines of the record, where header, key and the front of the value are.
     #[inline(always)]
     pub fn prefetch(&self, offset: Offset) {
-        let bytes = self.at(offset);
-        prefetch_line(&bytes[0]);
-        if let Some(byte) = bytes.get(64) {
+        // An offset from a bucket that nobody has checked may be anything.
+        let Some(memory) = self.memory.get(segment_of(offset)) else { return };
+        for byte in [memory.get(byte_of(offset)), memory.get(byte_of(offset) + 64)].into_iter().flatten() {
             prefetch_line(byte);
         }
     }
@@ -390,7 +417,8 @@ impl Arena {
 
     /// Bytes of all memory held for records, in use or waiting to be given back.
     pub fn held_bytes(&self) -> usize {
-        self.capacity + self.released.iter().map(|memory| memory.len()).sum::<usize>()
+        let released = self.released.iter().map(|memory| memory.len()).sum::<usize>();
+        self.capacity + released + self.image.as_ref().map_or(0, |image| image.kept_bytes())
     }
 
     /// Bytes in segments that are neither live nor waiting in an open region.
@@ -450,7 +478,8 @@ impl Arena {
 
     fn take_segment(&mut self, numbers: usize, bytes: usize, kind: Kind, class: u8) -> Option<usize> {
         let first = self.find_numbers(numbers)?;
-        let reusable = self.released.iter().position(|memory| memory.len() == bytes);
+        let reusable =
+            self.released.iter().position(|memory| memory.len() == bytes && !self.is_mapped(memory));
         let memory = match reusable {
             Some(i) => self.released.swap_remove(i),
             None => self.source.allocate(bytes)?,
@@ -517,7 +546,16 @@ impl Arena {
             if !self.can_release() {
                 return;
             }
-            let memory = self.released.swap_remove(0);
+            let mapped = self.released.iter().position(|memory| self.is_mapped(memory));
+            let memory = self.released.swap_remove(mapped.unwrap_or(0));
+            self.mapped.remove(&memory.as_ptr().addr());
+            self.source.release(memory);
+        }
+    }
+
+    /// Gives all unused memory back to the source.
+    pub fn release_all(&mut self) {
+        for memory in self.released.drain(..) {
             self.source.release(memory);
         }
     }
@@ -526,55 +564,34 @@ impl Arena {
     pub fn can_release(&self) -> bool {
         match &self.released[..] {
             [] => false,
-            [only] => only.len() != SEGMENT_BYTES,
+            [only] => only.len() != SEGMENT_BYTES || self.is_mapped(only),
             _ => true,
         }
     }
 
-    /// Forgets every record at once. Sealed segments are forgotten too: whoever sealed them must have let go.
+    /// Forgets every record at once. What an image that is being taken still needs, it keeps.
     pub fn clear(&mut self) {
-        for memory in self.memory.drain(..) {
-            if !memory.is_empty() {
-                self.released.push(memory);
+        for (number, memory) in self.memory.drain(..).enumerate() {
+            if memory.is_empty() {
+                continue;
             }
+            let memory = match &mut self.image {
+                Some(image) => image.keep(number, memory),
+                None => Some(memory),
+            };
+            self.released.extend(memory);
         }
         self.segments.clear();
         self.first_empty = 0;
         self.open = [None; TTL_CLASSES];
-        self.exact.iter_mut().for_each(|lists| lists.fill(0));
-        self.magnitudes.iter_mut().for_each(|lists| lists.fill(0));
+        self.heads.iter_mut().for_each(|lists| lists.fill(0));
+        self.aside = None;
         (self.live, self.capacity, self.due_next) = (0, 0, u64::MAX);
     }
 
-    /// Makes a segment immutable. Its free slots leave their lists first, since a list writes into its members.
-    pub fn seal(&mut self, number: usize) {
-        if self.segments[number].sealed
-            || matches!(self.segments[number].kind, Kind::Empty | Kind::Continuation)
-        {
-            return;
-        }
-        for region in &mut self.open {
-            if region.is_some_and(|region| region.segment == number) {
-                *region = None;
-            }
-        }
-        let (mut unit, end) = (FIRST_UNIT, self.end_unit(number));
-        while unit < end {
-            let (offset, slot, next) = self.walk(number, unit);
-            if let Slot::Free { units, listed: true } = slot {
-                self.unlink(offset, units);
-            }
-            unit = next;
-        }
-        self.segments[number].sealed = true;
-    }
-
-    /// Allows writing again. What died meanwhile is reclaimed by compaction.
-    pub fn unseal(&mut self, number: usize) {
-        self.segments[number].sealed = false;
-        if matches!(self.segments[number].kind, Kind::Span(_)) && self.segments[number].live == 0 {
-            self.release_segment(number);
-        }
+    /// Whether this memory is a file's pages.
+    pub fn is_mapped(&self, memory: &[u8]) -> bool {
+        !self.mapped.is_empty() && self.mapped.contains(&memory.as_ptr().addr())
     }
 
     // ---- records ----------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::arena::{Offset, SEGMENT_BYTES, SegmentSource, prefetch_line};
 
+mod image;
 mod walk;
+
+pub(crate) use image::{IndexTables, check_tables};
 
 /// Entries a bucket can hold.
 pub(crate) const SLOTS: usize = 9;
@@ -169,10 +172,10 @@ const SLAB_CHUNKS: usize = SLAB_BUCKETS / CHUNK_BUCKETS;
 const CHUNKS_MIN: usize = 4;
 const CHUNKS_MAX: usize = 7;
 
-/// A part of the hash space with buckets of its own: one half of a cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
-struct Piece {
+/// A part of the hash space with buckets of its own: one half of a cache line. An image has it byte for byte.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(32))]
+pub(crate) struct Piece {
     chunks: [u32; CHUNKS_MAX],
     entries: u16,
     chunk_count: u8,
@@ -298,6 +301,8 @@ pub(crate) enum InsertError {
     NeedsSlab,
     /// The stash is full.
     StashFull,
+    /// The index was restored, and a piece has to grow whose records have not been checked: see [`Index::may_read`].
+    Unread,
 }
 
 #[derive(Clone, Copy)]
@@ -330,6 +335,11 @@ pub(crate) struct Index {
     moving: Vec<Moving>,
     sweep_at: u32,
     sweep_left: usize,
+    /// The image that is being taken; see [`image`].
+    image: Option<Box<image::Capture>>,
+    /// Restored, and not all of it checked: no piece shrinks, and one only grows that [`may_read`](Self::may_read) named.
+    is_cold: bool,
+    readable: u32,
     pub growths: u64,
     pub splits: u64,
     pub merges: u64,
@@ -338,7 +348,15 @@ pub(crate) struct Index {
 impl Index {
     /// An index of one piece; `None` where the source refuses the first slab.
     pub fn new(source: &mut dyn SegmentSource) -> Option<Index> {
-        let mut index = Index {
+        let mut index = Index::bare();
+        index.add_slab(source)?;
+        index.start();
+        Some(index)
+    }
+
+    /// An index without a piece.
+    fn bare() -> Index {
+        Index {
             directory: Vec::new(),
             depth: 0,
             pieces: Vec::new(),
@@ -356,13 +374,13 @@ impl Index {
             moving: Vec::new(),
             sweep_at: 0,
             sweep_left: 0,
+            image: None,
+            is_cold: false,
+            readable: u32::MAX,
             growths: 0,
             splits: 0,
             merges: 0,
-        };
-        index.add_slab(source)?;
-        index.start();
-        Some(index)
+        }
     }
 
     fn start(&mut self) {
@@ -375,11 +393,32 @@ impl Index {
         self.directory.push(0);
     }
 
-    /// Forgets every entry. All slabs but one go where [`Index::released_slab`] finds them.
-    pub fn clear(&mut self) {
-        let mut slabs = core::mem::take(&mut self.slabs).into_iter().filter(|slab| !slab.is_empty());
-        let first = slabs.next().expect("an index has a slab");
-        self.released.extend(slabs.map(bytemuck::cast_slice_mut));
+    /// Forgets every entry. All slabs but one go where [`Index::released_slab`] finds them; what an image that is being taken
+    /// still needs, it keeps.
+    pub fn clear(&mut self, source: &mut dyn SegmentSource) {
+        // A slab of an image, or of a file, is better not written to, if there is memory.
+        let fresh = match self.image.is_some() || self.is_cold {
+            true => source.allocate(SEGMENT_BYTES),
+            false => None,
+        };
+        let mut slabs = core::mem::take(&mut self.slabs);
+        let first = match fresh {
+            Some(memory) => bytemuck::cast_slice_mut(memory),
+            None => {
+                let number = slabs.iter().position(|slab| !slab.is_empty()).expect("an index has a slab");
+                self.copy_before_reuse(number, slabs[number]);
+                let first = core::mem::take(&mut slabs[number]);
+                first.fill(Bucket::zeroed());
+                first
+            }
+        };
+        for (number, slab) in slabs.into_iter().enumerate().filter(|(_, slab)| !slab.is_empty()) {
+            let slab = match &mut self.image {
+                Some(image) => image.keep(number, slab),
+                None => Some(slab),
+            };
+            self.released.extend(slab.map(bytemuck::cast_slice_mut));
+        }
         self.slab_chunks.clear();
         self.free_chunks = Vec::new();
         self.directory = Vec::new();
@@ -390,9 +429,15 @@ impl Index {
         self.free_stashed = Vec::new();
         (self.depth, self.chunks_used, self.entries) = (0, 0, 0);
         (self.sweep_at, self.sweep_left) = (0, 0);
-        first.fill(Bucket::zeroed());
+        self.is_cold = false;
         self.adopt_slab(first);
         self.start();
+    }
+
+    /// Gives up all slabs; the index cannot be used any more.
+    pub fn release_slabs(&mut self) {
+        let slabs = core::mem::take(&mut self.slabs).into_iter().filter(|slab| !slab.is_empty());
+        self.released.extend(slabs.map(bytemuck::cast_slice_mut));
     }
 
     /// A slab that is no longer needed, to be given back to the source.
@@ -450,6 +495,9 @@ impl Index {
 
     #[inline(always)]
     fn bucket_mut(&mut self, id: u32) -> &mut Bucket {
+        if self.image.is_some() {
+            self.copy_before_change(id);
+        }
         &mut self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)]
     }
 
@@ -555,7 +603,12 @@ impl Index {
     #[inline(always)]
     pub fn set_access(&mut self, place: Place, access: u16) {
         match place.position() {
-            None => self.bucket_mut(place.bucket()).access[place.slot()] = access,
+            None => {
+                // An image may have it or not.
+                let id = place.bucket();
+                let bucket = &mut self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)];
+                bucket.access[place.slot()] = access;
+            }
             Some(position) => self.stashed[position].access = access,
         }
     }
@@ -591,6 +644,7 @@ impl Index {
         }
         if usize::from(piece.entries) * SHRINK_BELOW < piece.slots()
             && (piece.depth > 0 || usize::from(piece.chunk_count) > CHUNKS_MIN)
+            && !self.is_cold
         {
             self.shrink(number, hash, records);
         }
@@ -733,15 +787,22 @@ impl Index {
         self.chunks_used -= 1;
         self.slab_chunks[slab] -= 1;
         self.free_chunks.push(chunk);
-        if self.slab_chunks[slab] == 0 && self.free_chunks.len() >= 2 * SLAB_CHUNKS {
-            self.free_chunks.retain(|&chunk| chunk as usize / SLAB_CHUNKS != slab);
-            let memory = core::mem::take(&mut self.slabs[slab]);
-            self.released.push(bytemuck::cast_slice_mut(memory));
+        if self.slab_chunks[slab] == 0 && self.free_chunks.len() >= 2 * SLAB_CHUNKS && self.image.is_none() {
+            self.give_back_slab(slab);
         }
+    }
+
+    fn give_back_slab(&mut self, slab: usize) {
+        self.free_chunks.retain(|&chunk| chunk as usize / SLAB_CHUNKS != slab);
+        let memory = core::mem::take(&mut self.slabs[slab]);
+        self.released.push(bytemuck::cast_slice_mut(memory));
     }
 
     fn zero_chunk(&mut self, chunk: u32) {
         let first = (chunk as usize * CHUNK_BUCKETS) & (SLAB_BUCKETS - 1);
+        if self.image.is_some() {
+            self.copy_before_change((chunk as usize * CHUNK_BUCKETS) as u32);
+        }
         self.slabs[chunk as usize / SLAB_CHUNKS][first..first + CHUNK_BUCKETS].fill(Bucket::zeroed());
     }
 
@@ -801,6 +862,9 @@ impl Index {
         // holds equal hashes.
         if usize::from(piece.entries) * 10 < piece.slots() * 6 {
             return Ok(false);
+        }
+        if self.is_cold && self.readable != number {
+            return Err(InsertError::Unread);
         }
         let chunk_count = usize::from(piece.chunk_count);
         // A directory that is as deep as it may be leaves only the other way.

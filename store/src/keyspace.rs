@@ -21,6 +21,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::arena::{Arena, Kind, Offset, SPAN_BYTES, SegmentSource};
 use crate::eviction::{Access, Pool, Rng};
 use crate::expiry::{ExpiryState, ttl_class};
+use crate::image::Damage;
+use crate::image::unchecked::{Extent, Unchecked};
 use crate::index::{Index, InsertError, Place, Probe, Records};
 use crate::mutation::Mutation;
 use crate::time::Now;
@@ -89,6 +91,8 @@ pub enum StoreError {
     OutOfSpace,
     /// A key or value longer than [`MAX_LEN`].
     TooLarge,
+    /// The image the keyspace was restored from is damaged: see [`Keyspace::damage`].
+    Damaged,
 }
 
 /// Why a key is gone.
@@ -131,6 +135,8 @@ pub struct KeyspaceStats {
     pub index_bytes: usize,
     /// Entries that found no place in the index's buckets (equal hashes).
     pub stashed: usize,
+    /// Bytes held only for the image that is being taken.
+    pub image_bytes: usize,
 }
 
 /// Reads keys for the index while it moves entries.
@@ -180,8 +186,13 @@ pub struct Keyspace {
     pub(crate) samples: usize,
     /// Entries that have an expiry.
     pub(crate) expires: usize,
+    /// The image that is being taken.
+    pub(crate) image: Option<Box<crate::image::capture::Capture>>,
+    /// Pages of the image it was restored from that nobody has looked at.
+    pub(crate) unchecked: Option<Box<Unchecked>>,
+    pub(crate) damage: Option<Damage>,
     changes: Changes,
-    seed: u64,
+    pub(crate) seed: u64,
     stats: KeyspaceStats,
     compaction: Option<Compaction>,
     moving: Vec<Offset>,
@@ -195,6 +206,11 @@ impl Keyspace {
     pub fn new(options: KeyspaceOptions, source: Box<dyn SegmentSource>) -> Keyspace {
         let mut arena = Arena::new(source);
         let index = Index::new(arena.source()).expect("memory for the first two mebibytes of the index");
+        Keyspace::with_parts(options, arena, index)
+    }
+
+    /// A keyspace of what there is; nothing in it expires.
+    pub(crate) fn with_parts(options: KeyspaceOptions, arena: Arena, index: Index) -> Keyspace {
         Keyspace {
             arena,
             index,
@@ -203,11 +219,15 @@ impl Keyspace {
                 mode: options.access,
                 lfu_log_factor: options.lfu_log_factor,
                 lfu_decay_minutes: options.lfu_decay_minutes,
+                shift: 0,
             },
             rng: Rng::new(options.random_seed),
             pool: Pool::new(),
             samples: options.samples,
             expires: 0,
+            image: None,
+            unchecked: None,
+            damage: None,
             changes: Changes::default(),
             seed: options.hash_seed,
             stats: KeyspaceStats::default(),
@@ -260,6 +280,9 @@ impl Keyspace {
         if let Some(effects) = &mut self.changes.effects {
             effects.observe(hash);
         }
+        if self.is_unsure() && !self.check_key(key, hash) {
+            return None;
+        }
         let (place, header) = self.find(key, hash)?;
         if header.expires_at != 0 && header.is_expired(now.unix_ms()) {
             self.remove_at(place, hash, &header, Change::Expired);
@@ -282,7 +305,7 @@ impl Keyspace {
     }
 
     #[inline(always)]
-    fn entry(&self, place: Place, header: &Header) -> Entry<'_> {
+    pub(crate) fn entry(&self, place: Place, header: &Header) -> Entry<'_> {
         Entry {
             value: self.arena.value(place.offset(), header),
             expires_at: (header.expires_at != 0).then_some(header.expires_at),
@@ -356,7 +379,10 @@ impl Keyspace {
         const AHEAD: usize = 8;
         let now_ms = now.unix_ms();
         let mut offsets = core::mem::take(&mut self.moving);
-        let next = self.index.scan(cursor, count, &mut |offset| offsets.push(offset));
+        let next = match self.is_unsure() {
+            true => self.scan_checked(cursor, count, &mut offsets),
+            false => self.index.scan(cursor, count, usize::MAX, &mut |offset| offsets.push(offset)),
+        };
         for (i, &offset) in offsets.iter().enumerate() {
             if let Some(&ahead) = offsets.get(i + AHEAD) {
                 self.arena.prefetch(ahead);
@@ -371,11 +397,37 @@ impl Keyspace {
         next
     }
 
+    /// As `scan` of the index, looking at each piece and record before they are used. Nothing, and the end, where something is
+    /// damaged.
+    #[cold]
+    fn scan_checked(&mut self, cursor: u64, count: usize, offsets: &mut Vec<Offset>) -> u64 {
+        let mut next = cursor;
+        // Sparse pieces are not searched for ever.
+        for _ in 0..=count / 4 {
+            if !self.check_piece(KeyHash(Index::scan_hash(next))) {
+                break;
+            }
+            let wanted = count.saturating_sub(offsets.len());
+            next = self.index.scan(next, wanted, 1, &mut |offset| offsets.push(offset));
+            if next == 0 || offsets.len() >= count {
+                break;
+            }
+        }
+        if self.damage.is_none() && offsets.iter().all(|&at| self.check_record(at, None, Extent::Key)) {
+            return next;
+        }
+        offsets.clear();
+        0
+    }
+
     /// A key chosen at random. Expired ones met on the way are removed.
     pub fn random_key(&mut self, now: Now) -> Option<Vec<u8>> {
         self.observe_everything();
         loop {
             let place = self.random_place()?;
+            if self.is_unsure() && !self.check_record(place.offset(), None, Extent::Slot) {
+                return None;
+            }
             let header = self.arena.header(place.offset());
             let key = self.arena.key(place.offset(), &header).to_vec();
             if !header.is_expired(now.unix_ms()) {
@@ -571,17 +623,20 @@ impl Keyspace {
         // As in Redis, a watched key is touched by this if there was something to remove.
         let keys: Vec<Vec<u8>> = self.changes.watched.keys().cloned().collect();
         for key in keys {
-            if self.find(&key, self.hash(&key)).is_some() {
+            let hash = self.hash(&key);
+            let is_sure = !self.is_unsure() || self.check_key(&key, hash);
+            if is_sure && self.find(&key, hash).is_some() {
                 self.changes.expired(&key);
             }
         }
         self.changes.note(Mutation::Clear, KeyHash(0));
+        self.stop_compaction();
+        self.give_up_warming();
         self.arena.clear();
-        self.index.clear();
+        self.index.clear(self.arena.source());
         self.expires = 0;
         self.pool.clear();
         self.expiry.forget_walk();
-        self.compaction = None;
     }
 
     // ---- what every write is made of --------------------------------------------------------------------
@@ -610,15 +665,21 @@ impl Keyspace {
         expires_at: u64,
         now: Now,
     ) -> Result<(), StoreError> {
+        if self.is_unsure() && !self.check_piece(hash) {
+            self.arena.free(offset, layout.slot_bytes);
+            return Err(StoreError::Damaged);
+        }
         let access = self.access.start(now);
         loop {
             let records = Reader { arena: &self.arena, seed: self.seed };
             match self.index.insert(hash.0, offset, access, &records) {
                 Ok(()) => break,
                 Err(InsertError::NeedsSlab) if self.index.add_slab(self.arena.source()).is_some() => {}
-                Err(InsertError::NeedsSlab | InsertError::StashFull) => {
+                Err(InsertError::Unread) if self.check_piece_records(hash) => {}
+                Err(error) => {
                     self.arena.free(offset, layout.slot_bytes);
-                    return Err(StoreError::OutOfSpace);
+                    let is_damaged = error == InsertError::Unread;
+                    return Err(if is_damaged { StoreError::Damaged } else { StoreError::OutOfSpace });
                 }
             }
         }
@@ -709,6 +770,7 @@ impl Keyspace {
             dead_bytes: self.arena.dead_bytes(),
             index_bytes: self.index.held_bytes(),
             stashed: self.index.stashed(),
+            image_bytes: self.image_progress().map_or(0, |progress| progress.held_bytes),
             ..self.stats
         }
     }
@@ -718,29 +780,7 @@ impl Keyspace {
         &mut self.stats
     }
 
-    // ---- sealing and checking ---------------------------------------------------------------------------
-
-    /// Makes a segment immutable, as a snapshot will want it. False: there is no such segment.
-    pub fn seal_segment(&mut self, number: usize) -> bool {
-        let exists =
-            self.arena.segments().get(number).is_some_and(|s| matches!(s.kind, Kind::Shared | Kind::Span(_)));
-        if exists {
-            self.arena.seal(number);
-        }
-        exists
-    }
-
-    /// Allows a sealed segment to be written and reclaimed again.
-    pub fn unseal_segment(&mut self, number: usize) {
-        if self.arena.segments().get(number).is_some_and(|segment| segment.sealed) {
-            self.arena.unseal(number);
-        }
-    }
-
-    /// The bytes of a segment, as a snapshot will write them.
-    pub fn segment_bytes(&self, number: usize) -> &[u8] {
-        self.arena.memory(number)
-    }
+    // ---- checking ---------------------------------------------------------------------------------------
 
     /// Checks every invariant of index, arena, free lists and counters by walking everything. For tests.
     pub fn check(&self) -> Result<(), String> {

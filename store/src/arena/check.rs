@@ -4,7 +4,7 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 
-use super::{Arena, FIRST_UNIT, Kind, Offset, Slot, magnitude, read_u32};
+use super::{Arena, FIRST_UNIT, Kind, Offset, Slot, list_of, read_u32};
 use crate::expiry::TTL_CLASSES;
 use crate::value::{Header, UNIT};
 
@@ -27,9 +27,6 @@ impl Arena {
             while unit < end {
                 let (at, slot, next) = self.walk(number, unit);
                 match slot {
-                    Slot::Free { listed: true, .. } if segment.sealed => {
-                        return Err(format!("a listed slot in sealed segment {number}"));
-                    }
                     Slot::Free { listed: true, .. } => drop(listed.insert(at)),
                     Slot::Free { .. } => {}
                     Slot::Record(header) => {
@@ -69,25 +66,32 @@ impl Arena {
             ));
         }
         let mut linked = 0;
-        for class in 0..TTL_CLASSES {
-            let exact = self.exact[class].iter().enumerate().map(|(units, &head)| (head, units, true));
-            let longer = self.magnitudes[class].iter().enumerate().map(|(list, &head)| (head, list, false));
-            for (head, list, is_exact) in exact.chain(longer) {
+        let aside = self.aside.iter().flat_map(|aside| aside.heads.iter().zip(&aside.tails).enumerate());
+        let lists = self.heads.iter().zip(&self.tails).enumerate().chain(aside);
+        for (i, (class, (heads, tails))) in lists.enumerate() {
+            // The first classes are those of the lists in use, and those may not lead into sealed segments.
+            let in_use = i < TTL_CLASSES;
+            for (list, (&head, &tail)) in heads.iter().zip(tails).enumerate() {
                 let (mut at, mut previous) = (head, 0);
                 while at != 0 {
                     let bytes = self.at(at);
                     let units = read_u32(bytes, 0) >> 8;
-                    let fits = if is_exact { units as usize == list } else { magnitude(units) == list };
                     if !listed.contains(&at)
-                        || !fits
+                        || list_of(units) != list
                         || read_u32(bytes, 8) != previous
                         || self.class_of(at) as usize != class
+                        || (in_use && self.is_sealed(at))
                     {
                         return Err(format!("free list {list} of class {class} is broken at {at:#x}"));
                     }
                     linked += 1;
                     previous = at;
                     at = read_u32(bytes, 4);
+                }
+                if head != 0 && tail != previous {
+                    return Err(format!(
+                        "free list {list} of class {class} ends at {previous:#x}, not {tail:#x}"
+                    ));
                 }
             }
         }

@@ -1,12 +1,10 @@
 //! Which slot a record gets, and what becomes of one that is free: the lists, the open regions, new segments.
 
 use super::{
-    Arena, EXACT_UNITS, FIRST_FIT_PROBES, FIRST_UNIT, Kind, MAGNITUDES, Offset, PAGE_BYTES, REGION_BYTES_MIN,
+    Arena, EXACT_UNITS, FIRST_FIT_PROBES, FIRST_UNIT, Kind, LISTS, Offset, PAGE_BYTES, REGION_BYTES_MIN,
     Region,
 };
-use super::{
-    SEGMENT_BYTES, SEGMENT_UNITS, SPAN_BYTES, magnitude, offset_of, read_u32, segment_of, write_u32,
-};
+use super::{SEGMENT_BYTES, SEGMENT_UNITS, SPAN_BYTES, list_of, offset_of, read_u32, segment_of, write_u32};
 use crate::value::{FREE, LISTED, Layout, MIN_SLOT_BYTES, UNIT};
 
 impl Arena {
@@ -38,14 +36,14 @@ impl Arena {
     #[inline]
     fn take_listed(&mut self, units: u32, class: u8) -> Option<Offset> {
         loop {
-            let head = self.exact[class as usize][units as usize];
+            let head = self.heads[class as usize][units as usize];
             if head == 0 {
                 return None;
             }
             let bytes = self.at(head);
             debug_assert_eq!(read_u32(bytes, 0), u32::from(FREE | LISTED) | units << 8);
             let next = read_u32(bytes, 4);
-            self.exact[class as usize][units as usize] = next;
+            self.heads[class as usize][units as usize] = next;
             if next != 0 {
                 write_u32(self.at_mut(next), 8, 0);
             }
@@ -132,8 +130,8 @@ impl Arena {
 
     /// Takes a listed slot of at least `units` (more than [`EXACT_UNITS`]) off its list.
     fn take_longer(&mut self, units: u32, class: u8) -> Option<(Offset, u32)> {
-        for list in magnitude(units)..MAGNITUDES {
-            let mut at = self.magnitudes[class as usize][list];
+        for list in list_of(units)..LISTS {
+            let mut at = self.heads[class as usize][list];
             for _ in 0..FIRST_FIT_PROBES {
                 if at == 0 {
                     break;
@@ -157,7 +155,7 @@ impl Arena {
         segment.live -= slot_bytes as usize;
         self.live -= slot_bytes as usize;
         if segment.sealed {
-            return;
+            return self.note_dead(offset);
         }
         if let Kind::Span(_) = segment.kind {
             self.release_segment(number);
@@ -173,32 +171,27 @@ impl Arena {
 
     /// Writes the header of a free slot that is on no list.
     #[inline]
-    fn mark_free(&mut self, offset: Offset, units: u32) {
+    pub(super) fn mark_free(&mut self, offset: Offset, units: u32) {
         write_u32(self.at_mut(offset), 0, u32::from(FREE) | units << 8);
     }
 
-    fn head(&mut self, class: u8, units: u32) -> &mut Offset {
-        if units as usize <= EXACT_UNITS {
-            &mut self.exact[class as usize][units as usize]
-        } else {
-            &mut self.magnitudes[class as usize][magnitude(units)]
-        }
-    }
-
     /// Puts a slot at the front of its list. A slot of one unit has no room for links and waits for compaction.
-    fn list(&mut self, offset: Offset, units: u32) {
+    pub(super) fn list(&mut self, offset: Offset, units: u32) {
         if (units as usize) * UNIT < MIN_SLOT_BYTES {
             self.mark_free(offset, units);
             return;
         }
         let class = self.class_of(offset);
-        let old = core::mem::replace(self.head(class, units), offset);
+        let (class, list) = (class as usize, list_of(units));
+        let old = core::mem::replace(&mut self.heads[class][list], offset);
         let bytes = self.at_mut(offset);
         write_u32(bytes, 0, u32::from(FREE | LISTED) | units << 8);
         write_u32(bytes, 4, old);
         write_u32(bytes, 8, 0);
         if old != 0 {
             write_u32(self.at_mut(old), 8, offset);
+        } else {
+            self.tails[class][list] = offset;
         }
     }
 
@@ -207,14 +200,16 @@ impl Arena {
         let bytes = self.at(offset);
         debug_assert_eq!(read_u32(bytes, 0), u32::from(FREE | LISTED) | units << 8);
         let (next, previous) = (read_u32(bytes, 4), read_u32(bytes, 8));
+        let (class, list) = (self.class_of(offset) as usize, list_of(units));
         if previous != 0 {
             write_u32(self.at_mut(previous), 4, next);
         } else {
-            let class = self.class_of(offset);
-            *self.head(class, units) = next;
+            self.heads[class][list] = next;
         }
         if next != 0 {
             write_u32(self.at_mut(next), 8, previous);
+        } else {
+            self.tails[class][list] = previous;
         }
         self.mark_free(offset, units);
     }

@@ -15,7 +15,9 @@ impl Index {
     /// Visits the entries of some home buckets from `cursor` on, at least `count` if there are as many, and returns the
     /// cursor to go on with; 0 means the end. Entries are visited by *home* bucket, which displacement does not change,
     /// in the order of the hash, which growth does not change: whatever stays is visited at least once.
-    pub fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(Offset)) -> u64 {
+    ///
+    /// No more than `pieces` are visited.
+    pub fn scan(&self, cursor: u64, count: usize, mut pieces: usize, visit: &mut dyn FnMut(Offset)) -> u64 {
         let mut at = ScanCursor::decode(cursor);
         let mut visited = 0;
         // As in Redis, a sparse table is not searched for ever on behalf of one call.
@@ -49,10 +51,16 @@ impl Index {
                 return 0;
             }
             at = ScanCursor { prefix: last_prefix + 1, depth: 0, buckets: piece.buckets(), bucket: 0 };
-            if visited >= count || steps == 0 {
+            pieces -= 1;
+            if visited >= count || steps == 0 || pieces == 0 {
                 return at.encode();
             }
         }
+    }
+
+    /// A hash of the piece that a cursor stands in.
+    pub fn scan_hash(cursor: u64) -> u64 {
+        u64::from(ScanCursor::decode(cursor).prefix) << 40
     }
 
     fn visit_home(&self, piece: &Piece, home: u32, visit: &mut dyn FnMut(Offset)) -> usize {
@@ -76,6 +84,18 @@ impl Index {
             }
         }
         visited
+    }
+
+    /// A hash of the piece that [`sample`](Self::sample) looks at with this random number.
+    pub fn sampled_hash(&self, random: u64) -> u64 {
+        if self.entries == self.stashed() || self.depth == 0 {
+            return 0;
+        }
+        let mut at = ((random >> 1) >> (63 - self.depth)) as usize;
+        while self.pieces[self.directory[at] as usize].entries == 0 {
+            at = (at + 1) & (self.directory.len() - 1);
+        }
+        (at as u64) << (64 - self.depth)
     }
 
     /// The entries of a bucket chosen by `random` among those that are not empty, or a stashed one where there is no other.

@@ -122,7 +122,10 @@ impl Keyspace {
     /// [`number_effects`](Self::number_effects).
     #[inline]
     pub fn take_effects(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.bytes.is_empty()) else {
+        // What was done since damage was met is not to be repeated by anybody.
+        let is_damaged = self.damage.is_some();
+        let has_some = |effects: &&mut Effects| !effects.bytes.is_empty() && !is_damaged;
+        let Some(effects) = self.changes.effects.as_mut().filter(has_some) else {
             return false;
         };
         out.append(&mut effects.bytes);

@@ -10,6 +10,8 @@ const DEAD_DIVISOR: usize = 16;
 const DEAD_BYTES_MIN: usize = SEGMENT_BYTES;
 /// A segment of which more than this share lives (in 256ths) is not worth moving.
 const VICTIM_LIVE_MAX: usize = 240;
+/// Slots that died while an image was taken, listed in one call.
+const TIDY_BUDGET: usize = 512;
 
 pub(super) struct Compaction {
     segment: usize,
@@ -25,6 +27,10 @@ impl Keyspace {
             self.arena.give_back(slab);
         }
         self.arena.release_some(4);
+        if self.image.is_some() || self.is_unsure() || self.arena.has_aside() {
+            let more = self.arena.tidy_some(TIDY_BUDGET);
+            return more || self.arena.can_release();
+        }
         let is_behind = self.arena.dead_bytes() * DEAD_DIVISOR > 2 * self.arena.capacity_bytes();
         let mut budget = budget_bytes as isize * if is_behind { 4 } else { 1 };
         while budget > 0 {
@@ -34,7 +40,7 @@ impl Keyspace {
             let Some(mut at) = self.compaction.take() else { break };
             let done = match self.compact_segment(&mut at, now, &mut budget) {
                 Ok(done) => done,
-                Err(StoreError::OutOfSpace | StoreError::TooLarge) => {
+                Err(_) => {
                     // Nowhere to move to. What was moved stays moved, and the rest is tried again later.
                     self.compaction = Some(at);
                     return false;
@@ -59,9 +65,7 @@ impl Keyspace {
             return None;
         }
         let worth = |segment: &Segment| {
-            segment.kind == Kind::Shared
-                && !segment.sealed
-                && segment.live * 256 <= SEGMENT_BYTES * VICTIM_LIVE_MAX
+            segment.kind == Kind::Shared && segment.live * 256 <= SEGMENT_BYTES * VICTIM_LIVE_MAX
         };
         let segments = self.arena.segments().iter().enumerate();
         let candidates = segments.filter(|&(number, segment)| worth(segment) && !self.arena.is_open(number));
@@ -75,10 +79,11 @@ impl Keyspace {
     }
 
     /// Has the next calls of [`Keyspace::compact_some`] empty this segment, whatever lives in it. False: it cannot be
-    /// emptied (it is open, sealed, one long record's, or not there), or another one is being emptied.
+    /// emptied (it is open, one long record's, or not there), or another one is being emptied.
     pub fn evacuate_segment(&mut self, number: usize) -> bool {
-        let may = self.arena.segments().get(number).is_some_and(|s| s.kind == Kind::Shared && !s.sealed);
-        if !may || self.compaction.is_some() || self.arena.is_open(number) {
+        let is_shared = self.arena.segments().get(number).is_some_and(|s| s.kind == Kind::Shared);
+        let rests = self.image.is_some() || self.is_unsure() || self.arena.has_aside();
+        if !is_shared || rests || self.compaction.is_some() || self.arena.is_open(number) {
             return false;
         }
         self.arena.segment_mut(number).evacuating = true;
@@ -95,11 +100,6 @@ impl Keyspace {
     ) -> Result<bool, StoreError> {
         const BATCH: usize = 16;
         let end = self.arena.end_unit(at.segment);
-        if self.arena.segments()[at.segment].sealed {
-            // Sealed while it was being emptied: it is to be kept after all.
-            self.arena.segment_mut(at.segment).evacuating = false;
-            return Ok(true);
-        }
         let mut batch = core::mem::take(&mut self.moving);
         while at.unit < end && *budget > 0 {
             let mut unit = at.unit;
@@ -134,6 +134,13 @@ impl Keyspace {
         self.expiry.forget_segment(at.segment);
         self.stats.compacted_segments += 1;
         Ok(true)
+    }
+
+    /// Leaves the segment being emptied as it is.
+    pub(crate) fn stop_compaction(&mut self) {
+        if let Some(compaction) = self.compaction.take() {
+            self.arena.segment_mut(compaction.segment).evacuating = false;
+        }
     }
 
     fn move_record(&mut self, offset: Offset, now: Now) -> Result<(), StoreError> {
