@@ -15,30 +15,35 @@
 //! * **TTL classes**: records with an expiry lie in segments with others that expire at about the same time.
 //!   [`Segment::earliest`] is a lower bound of what a segment holds, so that active expiry looks only where
 //!   something is due.
-//! * **Sealed** segments are immutable (a snapshot owns their bytes, and they may be file mappings that cannot be
-//!   written): a record in one dies by accounting alone, and only the index knows that it is dead.
+//! * **Sealed** segments are immutable, because an image of them is being taken ([`image`]): a record in one dies by
+//!   accounting alone, and only the index knows that it is dead. Their free slots wait aside, in lists of their own.
 //! * **Long records** (over 1 MiB) get an allocation of their own that spans as many numbers as it needs.
 //!
 //! The arena never looks at the index and never decides what is live: [`crate::keyspace`] tells it.
 
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::expiry::TTL_CLASSES;
-use crate::value::{EXPIRY, FREE, Header, LISTED, Layout, MIN_SLOT_BYTES, SLACK, UNIT, WIDE, same_bytes};
+use crate::value::{EXPIRY, FREE, Header, LISTED, Layout, SLACK, UNIT, WIDE, same_bytes};
+
+mod check;
+mod image;
+mod slots;
+
+pub(crate) use image::{RestoredLists, restored_segment};
 
 /// Bytes of a segment: one huge page.
 pub const SEGMENT_BYTES: usize = 2 << 20;
 const SEGMENT_SHIFT: u32 = 18;
-const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
+pub(crate) const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
 const _: () = assert!(SEGMENT_UNITS as usize * UNIT == SEGMENT_BYTES);
 /// As many segment numbers as 32-bit offsets can name.
-const SEGMENTS_MAX: usize = 1 << (32 - SEGMENT_SHIFT);
+pub(crate) const SEGMENTS_MAX: usize = 1 << (32 - SEGMENT_SHIFT);
 /// The first unit of every segment holds no record, which keeps offset 0 free to mean "none".
 pub(crate) const FIRST_UNIT: u32 = 1;
 /// Records above this size get memory of their own. Half a segment: smaller ones leave tails that others fill,
@@ -48,18 +53,20 @@ pub(crate) const SPAN_BYTES: usize = SEGMENT_BYTES / 2;
 const EXACT_UNITS: usize = 512;
 /// Above, four lists for each power of two: from 2^9 to 2^18 units.
 const MAGNITUDES: usize = 4 * 10;
+/// Free lists of a TTL class: by exact size, then by magnitude.
+pub(crate) const LISTS: usize = EXACT_UNITS + 1 + MAGNITUDES;
 /// How many slots of one magnitude are looked at before a larger magnitude is tried.
 const FIRST_FIT_PROBES: usize = 8;
 /// A freed slot this long may become the open region of its class again, bytes.
 const REGION_BYTES_MIN: usize = 64 << 10;
 /// Spans are a multiple of this.
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// Where segments come from. The reactor hands out huge-page memory, tests and tools use [`HeapSource`].
 pub trait SegmentSource: Send {
     /// `bytes` (a multiple of 4096) of zeroed memory aligned to 4096, or `None` where there is no more.
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]>;
-    /// Takes back what [`SegmentSource::allocate`] gave.
+    /// Takes back what [`SegmentSource::allocate`] gave, and the regions of an image that a keyspace was restored from.
     fn release(&mut self, memory: &'static mut [u8]);
 }
 
@@ -107,7 +114,8 @@ impl SegmentSource for HeapSource {
     }
 
     fn release(&mut self, memory: &'static mut [u8]) {
-        self.handed_out -= memory.len();
+        // Regions of an image come from elsewhere.
+        self.handed_out = self.handed_out.saturating_sub(memory.len());
         self.kept.push(memory);
     }
 }
@@ -126,7 +134,7 @@ fn byte_of(offset: Offset) -> usize {
 }
 
 #[inline(always)]
-fn offset_of(segment: usize, unit: u32) -> Offset {
+pub(crate) fn offset_of(segment: usize, unit: u32) -> Offset {
     (segment as u32) << SEGMENT_SHIFT | unit
 }
 
@@ -181,10 +189,10 @@ const NO_SEGMENT: Segment = Segment {
 
 /// The part of a segment that is handed out from the front. Its rest is one unlisted free slot.
 #[derive(Clone, Copy, Debug)]
-struct Region {
-    segment: usize,
-    unit: u32,
-    units: u32,
+pub(crate) struct Region {
+    pub segment: usize,
+    pub unit: u32,
+    pub units: u32,
 }
 
 /// One slot met on a walk.
@@ -203,17 +211,29 @@ pub(crate) struct Arena {
     /// No number below this one is empty.
     first_empty: usize,
     open: [Option<Region>; TTL_CLASSES],
-    /// Heads of the free lists: `[class][units]`.
-    exact: Vec<[Offset; EXACT_UNITS + 1]>,
-    /// Heads of the lists of longer slots: `[class][magnitude]`.
-    magnitudes: Vec<[Offset; MAGNITUDES]>,
+    /// Heads of the free lists: `[class][list]`, see [`list_of`].
+    heads: Vec<[Offset; LISTS]>,
+    /// Their last slots; stale where the head is 0. They let two lists be joined, and cost nothing elsewhere.
+    tails: Vec<[Offset; LISTS]>,
     source: Box<dyn SegmentSource>,
     /// Memory no longer used and not yet given back; see [`Arena::release_some`].
     released: Vec<&'static mut [u8]>,
+    /// Addresses of the memory that is a file's pages: it is never used again for something else.
+    mapped: BTreeSet<usize>,
+    /// The image that is being taken; see [`image`].
+    image: Option<Box<image::Capture>>,
+    /// Free slots that wait until an image is taken, or warm.
+    aside: Option<Box<image::Aside>>,
     live: usize,
     capacity: usize,
     /// Smallest `due` of all segments, or something below it.
     due_next: u64,
+}
+
+/// The number of the free list for slots of this length.
+#[inline(always)]
+fn list_of(units: u32) -> usize {
+    if units as usize <= EXACT_UNITS { units as usize } else { EXACT_UNITS + 1 + magnitude(units) }
 }
 
 fn magnitude(units: u32) -> usize {
@@ -228,14 +248,22 @@ impl Arena {
             segments: Vec::new(),
             first_empty: 0,
             open: [None; TTL_CLASSES],
-            exact: vec![[0; EXACT_UNITS + 1]; TTL_CLASSES],
-            magnitudes: vec![[0; MAGNITUDES]; TTL_CLASSES],
+            heads: vec![[0; LISTS]; TTL_CLASSES],
+            tails: vec![[0; LISTS]; TTL_CLASSES],
             source,
             released: Vec::new(),
+            mapped: BTreeSet::new(),
+            image: None,
+            aside: None,
             live: 0,
             capacity: 0,
             due_next: u64::MAX,
         }
+    }
+
+    /// Ends the arena, whose memory must be given back already.
+    pub fn into_source(self) -> Box<dyn SegmentSource> {
+        self.source
     }
 
     /// Memory that is not for records: the index takes its slabs from the same source.
@@ -297,9 +325,9 @@ impl Arena {
     /// Asks the processor for the first two lines of the record, where header, key and the front of the value are.
     #[inline(always)]
     pub fn prefetch(&self, offset: Offset) {
-        let bytes = self.at(offset);
-        prefetch_line(&bytes[0]);
-        if let Some(byte) = bytes.get(64) {
+        // An offset from a bucket that nobody has checked may be anything.
+        let Some(memory) = self.memory.get(segment_of(offset)) else { return };
+        for byte in [memory.get(byte_of(offset)), memory.get(byte_of(offset) + 64)].into_iter().flatten() {
             prefetch_line(byte);
         }
     }
@@ -389,7 +417,8 @@ impl Arena {
 
     /// Bytes of all memory held for records, in use or waiting to be given back.
     pub fn held_bytes(&self) -> usize {
-        self.capacity + self.released.iter().map(|memory| memory.len()).sum::<usize>()
+        let released = self.released.iter().map(|memory| memory.len()).sum::<usize>();
+        self.capacity + released + self.image.as_ref().map_or(0, |image| image.kept_bytes())
     }
 
     /// Bytes in segments that are neither live nor waiting in an open region.
@@ -449,7 +478,8 @@ impl Arena {
 
     fn take_segment(&mut self, numbers: usize, bytes: usize, kind: Kind, class: u8) -> Option<usize> {
         let first = self.find_numbers(numbers)?;
-        let reusable = self.released.iter().position(|memory| memory.len() == bytes);
+        let reusable =
+            self.released.iter().position(|memory| memory.len() == bytes && !self.is_mapped(memory));
         let memory = match reusable {
             Some(i) => self.released.swap_remove(i),
             None => self.source.allocate(bytes)?,
@@ -516,7 +546,16 @@ impl Arena {
             if !self.can_release() {
                 return;
             }
-            let memory = self.released.swap_remove(0);
+            let mapped = self.released.iter().position(|memory| self.is_mapped(memory));
+            let memory = self.released.swap_remove(mapped.unwrap_or(0));
+            self.mapped.remove(&memory.as_ptr().addr());
+            self.source.release(memory);
+        }
+    }
+
+    /// Gives all unused memory back to the source.
+    pub fn release_all(&mut self) {
+        for memory in self.released.drain(..) {
             self.source.release(memory);
         }
     }
@@ -525,266 +564,34 @@ impl Arena {
     pub fn can_release(&self) -> bool {
         match &self.released[..] {
             [] => false,
-            [only] => only.len() != SEGMENT_BYTES,
+            [only] => only.len() != SEGMENT_BYTES || self.is_mapped(only),
             _ => true,
         }
     }
 
-    /// Forgets every record at once. Sealed segments are forgotten too: whoever sealed them must have let go.
+    /// Forgets every record at once. What an image that is being taken still needs, it keeps.
     pub fn clear(&mut self) {
-        for memory in self.memory.drain(..) {
-            if !memory.is_empty() {
-                self.released.push(memory);
+        for (number, memory) in self.memory.drain(..).enumerate() {
+            if memory.is_empty() {
+                continue;
             }
+            let memory = match &mut self.image {
+                Some(image) => image.keep(number, memory),
+                None => Some(memory),
+            };
+            self.released.extend(memory);
         }
         self.segments.clear();
         self.first_empty = 0;
         self.open = [None; TTL_CLASSES];
-        self.exact.iter_mut().for_each(|lists| lists.fill(0));
-        self.magnitudes.iter_mut().for_each(|lists| lists.fill(0));
+        self.heads.iter_mut().for_each(|lists| lists.fill(0));
+        self.aside = None;
         (self.live, self.capacity, self.due_next) = (0, 0, u64::MAX);
     }
 
-    /// Makes a segment immutable. Its free slots leave their lists first, since a list writes into its members.
-    pub fn seal(&mut self, number: usize) {
-        if self.segments[number].sealed
-            || matches!(self.segments[number].kind, Kind::Empty | Kind::Continuation)
-        {
-            return;
-        }
-        for region in &mut self.open {
-            if region.is_some_and(|region| region.segment == number) {
-                *region = None;
-            }
-        }
-        let (mut unit, end) = (FIRST_UNIT, self.end_unit(number));
-        while unit < end {
-            let (offset, slot, next) = self.walk(number, unit);
-            if let Slot::Free { units, listed: true } = slot {
-                self.unlink(offset, units);
-            }
-            unit = next;
-        }
-        self.segments[number].sealed = true;
-    }
-
-    /// Allows writing again. What died meanwhile is reclaimed by compaction.
-    pub fn unseal(&mut self, number: usize) {
-        self.segments[number].sealed = false;
-        if matches!(self.segments[number].kind, Kind::Span(_)) && self.segments[number].live == 0 {
-            self.release_segment(number);
-        }
-    }
-
-    // ---- slots ------------------------------------------------------------------------------------------
-
-    /// A slot of `layout`'s size in a segment of `class`, contents undefined.
-    #[inline]
-    pub fn allocate(&mut self, layout: &Layout, class: u8) -> Option<Offset> {
-        let units = layout.units();
-        let offset = if units as usize <= EXACT_UNITS {
-            match self.take_listed(units, class) {
-                Some(offset) => offset,
-                None => self.take_front(units, class)?,
-            }
-        } else if layout.slot_bytes as usize <= SPAN_BYTES {
-            self.take_long(units, class)?
-        } else {
-            let bytes =
-                (layout.slot_bytes as usize + FIRST_UNIT as usize * UNIT).next_multiple_of(PAGE_BYTES);
-            let numbers = bytes.div_ceil(SEGMENT_BYTES);
-            let number = self.take_segment(numbers, bytes, Kind::Span(numbers as u32), class)?;
-            offset_of(number, FIRST_UNIT)
-        };
-        self.segments[segment_of(offset)].live += layout.slot_bytes as usize;
-        self.live += layout.slot_bytes as usize;
-        Some(offset)
-    }
-
-    /// Takes the newest free slot of this size. Slots of a segment being emptied are dropped from the list on the
-    /// way, which is work its compaction then need not do.
-    #[inline]
-    fn take_listed(&mut self, units: u32, class: u8) -> Option<Offset> {
-        loop {
-            let head = self.exact[class as usize][units as usize];
-            if head == 0 {
-                return None;
-            }
-            let bytes = self.at(head);
-            debug_assert_eq!(read_u32(bytes, 0), u32::from(FREE | LISTED) | units << 8);
-            let next = read_u32(bytes, 4);
-            self.exact[class as usize][units as usize] = next;
-            if next != 0 {
-                write_u32(self.at_mut(next), 8, 0);
-            }
-            if !self.segments[segment_of(head)].evacuating {
-                return Some(head);
-            }
-            self.mark_free(head, units);
-        }
-    }
-
-    #[inline]
-    fn take_front(&mut self, units: u32, class: u8) -> Option<Offset> {
-        loop {
-            if let Some(region) = &mut self.open[class as usize]
-                && region.units >= units
-            {
-                let offset = offset_of(region.segment, region.unit);
-                region.unit += units;
-                region.units -= units;
-                let rest = *region;
-                if rest.units == 0 {
-                    self.open[class as usize] = None;
-                } else {
-                    self.mark_free(offset_of(rest.segment, rest.unit), rest.units);
-                }
-                return Some(offset);
-            }
-            self.open_region(units, class)?;
-        }
-    }
-
-    /// Opens a region of at least `units`: a long free slot if there is one, else a new segment.
-    #[cold]
-    fn open_region(&mut self, units: u32, class: u8) -> Option<()> {
-        let wanted = units.max((REGION_BYTES_MIN / UNIT) as u32);
-        let region = match self.take_longer(wanted, class) {
-            Some((offset, units)) => {
-                Region { segment: segment_of(offset), unit: offset & (SEGMENT_UNITS - 1), units }
-            }
-            None => self.new_region(class)?,
-        };
-        self.mark_free(offset_of(region.segment, region.unit), region.units);
-        if let Some(old) = self.open[class as usize].replace(region) {
-            self.list(offset_of(old.segment, old.unit), old.units);
-        }
-        Some(())
-    }
-
-    fn new_region(&mut self, class: u8) -> Option<Region> {
-        let segment = self.take_segment(1, SEGMENT_BYTES, Kind::Shared, class)?;
-        Some(Region { segment, unit: FIRST_UNIT, units: SEGMENT_UNITS - FIRST_UNIT })
-    }
-
-    /// A slot for a record between 4 KiB and 1 MiB: from the free slots, the open region or a new segment.
-    #[cold]
-    fn take_long(&mut self, units: u32, class: u8) -> Option<Offset> {
-        if let Some((offset, have)) = self.take_longer(units, class) {
-            if have > units {
-                self.list(offset + units, have - units);
-            }
-            return Some(offset);
-        }
-        if self.open[class as usize].is_some_and(|region| region.units >= units) {
-            return self.take_front(units, class);
-        }
-        // The longer of the two rests stays open, the other is listed.
-        let mut region = self.new_region(class)?;
-        let offset = offset_of(region.segment, region.unit);
-        region.unit += units;
-        region.units -= units;
-        let rest = offset_of(region.segment, region.unit);
-        match self.open[class as usize] {
-            Some(old) if old.units >= region.units => self.list(rest, region.units),
-            old => {
-                self.mark_free(rest, region.units);
-                self.open[class as usize] = Some(region);
-                if let Some(old) = old {
-                    self.list(offset_of(old.segment, old.unit), old.units);
-                }
-            }
-        }
-        Some(offset)
-    }
-
-    /// Takes a listed slot of at least `units` (more than [`EXACT_UNITS`]) off its list.
-    fn take_longer(&mut self, units: u32, class: u8) -> Option<(Offset, u32)> {
-        for list in magnitude(units)..MAGNITUDES {
-            let mut at = self.magnitudes[class as usize][list];
-            for _ in 0..FIRST_FIT_PROBES {
-                if at == 0 {
-                    break;
-                }
-                let bytes = self.at(at);
-                let (have, next) = (read_u32(bytes, 0) >> 8, read_u32(bytes, 4));
-                if have >= units && !self.segments[segment_of(at)].evacuating {
-                    self.unlink(at, have);
-                    return Some((at, have));
-                }
-                at = next;
-            }
-        }
-        None
-    }
-
-    /// Says that the record at `offset` is dead. Its slot is reused unless its segment is sealed or being emptied.
-    pub fn free(&mut self, offset: Offset, slot_bytes: u32) {
-        let number = segment_of(offset);
-        let segment = &mut self.segments[number];
-        segment.live -= slot_bytes as usize;
-        self.live -= slot_bytes as usize;
-        if segment.sealed {
-            return;
-        }
-        if let Kind::Span(_) = segment.kind {
-            self.release_segment(number);
-            return;
-        }
-        let units = slot_bytes / UNIT as u32;
-        if segment.evacuating {
-            self.mark_free(offset, units);
-        } else {
-            self.list(offset, units);
-        }
-    }
-
-    /// Writes the header of a free slot that is on no list.
-    #[inline]
-    fn mark_free(&mut self, offset: Offset, units: u32) {
-        write_u32(self.at_mut(offset), 0, u32::from(FREE) | units << 8);
-    }
-
-    fn head(&mut self, class: u8, units: u32) -> &mut Offset {
-        if units as usize <= EXACT_UNITS {
-            &mut self.exact[class as usize][units as usize]
-        } else {
-            &mut self.magnitudes[class as usize][magnitude(units)]
-        }
-    }
-
-    /// Puts a slot at the front of its list. A slot of one unit has no room for links and waits for compaction.
-    fn list(&mut self, offset: Offset, units: u32) {
-        if (units as usize) * UNIT < MIN_SLOT_BYTES {
-            self.mark_free(offset, units);
-            return;
-        }
-        let class = self.class_of(offset);
-        let old = core::mem::replace(self.head(class, units), offset);
-        let bytes = self.at_mut(offset);
-        write_u32(bytes, 0, u32::from(FREE | LISTED) | units << 8);
-        write_u32(bytes, 4, old);
-        write_u32(bytes, 8, 0);
-        if old != 0 {
-            write_u32(self.at_mut(old), 8, offset);
-        }
-    }
-
-    /// Takes a listed slot off its list, from wherever in it.
-    pub fn unlink(&mut self, offset: Offset, units: u32) {
-        let bytes = self.at(offset);
-        debug_assert_eq!(read_u32(bytes, 0), u32::from(FREE | LISTED) | units << 8);
-        let (next, previous) = (read_u32(bytes, 4), read_u32(bytes, 8));
-        if previous != 0 {
-            write_u32(self.at_mut(previous), 4, next);
-        } else {
-            let class = self.class_of(offset);
-            *self.head(class, units) = next;
-        }
-        if next != 0 {
-            write_u32(self.at_mut(next), 8, previous);
-        }
-        self.mark_free(offset, units);
+    /// Whether this memory is a file's pages.
+    pub fn is_mapped(&self, memory: &[u8]) -> bool {
+        !self.mapped.is_empty() && self.mapped.contains(&memory.as_ptr().addr())
     }
 
     // ---- records ----------------------------------------------------------------------------------------
@@ -839,95 +646,6 @@ impl Arena {
         let [a, b] =
             self.memory.get_disjoint_mut([from_segment, to_segment]).expect("two different segments");
         b[target..target + len].copy_from_slice(&a[source..source + len]);
-    }
-
-    /// Checks what must be true of segments and lists; `record` is told of every record and says whether it is
-    /// live. For tests: it walks everything.
-    pub fn check(&self, mut record: impl FnMut(Offset, &Header) -> bool) -> Result<(), String> {
-        use alloc::collections::BTreeSet;
-        let (mut live_total, mut capacity) = (0, 0);
-        let mut listed = BTreeSet::new();
-        for (number, segment) in self.segments.iter().enumerate() {
-            if matches!(segment.kind, Kind::Empty | Kind::Continuation) {
-                if !self.memory[number].is_empty() || segment.live != 0 {
-                    return Err(format!("segment {number} is {:?} and has memory or records", segment.kind));
-                }
-                continue;
-            }
-            capacity += self.memory[number].len() - FIRST_UNIT as usize * UNIT;
-            let (mut unit, end) = (FIRST_UNIT, self.end_unit(number));
-            let mut live = 0;
-            while unit < end {
-                let (at, slot, next) = self.walk(number, unit);
-                match slot {
-                    Slot::Free { listed: true, .. } if segment.sealed => {
-                        return Err(format!("a listed slot in sealed segment {number}"));
-                    }
-                    Slot::Free { listed: true, .. } => drop(listed.insert(at)),
-                    Slot::Free { .. } => {}
-                    Slot::Record(header) => {
-                        if record(at, &header) {
-                            live += header.slot_bytes as usize;
-                            if header.expires_at != 0 && segment.class == 0 {
-                                return Err(format!("a record that expires in class 0 at {at:#x}"));
-                            }
-                            if header.expires_at != 0
-                                && !(segment.earliest..=segment.latest).contains(&header.expires_at)
-                            {
-                                return Err(format!("segment {number}: expiry bounds exclude {at:#x}"));
-                            }
-                        }
-                    }
-                }
-                if next <= unit || next > end {
-                    return Err(format!("the slot at {at:#x} has an impossible length"));
-                }
-                unit = next;
-            }
-            if live != segment.live {
-                return Err(format!("segment {number}: {live} live bytes found, {} counted", segment.live));
-            }
-            if segment.due < self.due_next {
-                return Err(format!("segment {number} is due before the next due moment"));
-            }
-            if segment.earliest != u64::MAX && segment.due > segment.earliest.max(segment.not_before) + 1 {
-                return Err(format!("segment {number} would be walked too late"));
-            }
-            live_total += live;
-        }
-        if live_total != self.live || capacity != self.capacity {
-            return Err(format!(
-                "{live_total} live bytes in {capacity}, counted {} in {}",
-                self.live, self.capacity
-            ));
-        }
-        let mut linked = 0;
-        for class in 0..TTL_CLASSES {
-            let exact = self.exact[class].iter().enumerate().map(|(units, &head)| (head, units, true));
-            let longer = self.magnitudes[class].iter().enumerate().map(|(list, &head)| (head, list, false));
-            for (head, list, is_exact) in exact.chain(longer) {
-                let (mut at, mut previous) = (head, 0);
-                while at != 0 {
-                    let bytes = self.at(at);
-                    let units = read_u32(bytes, 0) >> 8;
-                    let fits = if is_exact { units as usize == list } else { magnitude(units) == list };
-                    if !listed.contains(&at)
-                        || !fits
-                        || read_u32(bytes, 8) != previous
-                        || self.class_of(at) as usize != class
-                    {
-                        return Err(format!("free list {list} of class {class} is broken at {at:#x}"));
-                    }
-                    linked += 1;
-                    previous = at;
-                    at = read_u32(bytes, 4);
-                }
-            }
-        }
-        if linked != listed.len() {
-            return Err(format!("{} slots say they are listed, {linked} are", listed.len()));
-        }
-        Ok(())
     }
 }
 

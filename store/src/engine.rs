@@ -37,6 +37,8 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+mod image;
+
 /// Unsent output above which a session's input waits.
 pub const HIGH_WATER: usize = 1 << 20;
 
@@ -59,6 +61,8 @@ const EVICTIONS_PER_COMMAND: usize = 1024;
 /// Records expired, and bytes compacted, in one turn.
 const EXPIRE_BUDGET: usize = 256;
 const COMPACT_BUDGET: usize = 64 * 1024;
+/// Bytes of a restored keyspace checked or moved in one turn; see [`crate::image::warm`].
+const WARM_BUDGET: usize = 64 * 1024;
 
 /// Sessions looked at for `timeout` in one turn.
 const TIMEOUT_SCAN: usize = 256;
@@ -91,6 +95,13 @@ pub struct Seeds {
     pub random: u64,
     /// The run's name, shown as 40 hexadecimal digits.
     pub run_id: [u8; 20],
+}
+
+impl Seeds {
+    /// What the keyspace of a shard with these seeds is made with.
+    pub fn keyspace_options(&self) -> KeyspaceOptions {
+        KeyspaceOptions { hash_seed: self.hash, random_seed: self.random, ..KeyspaceOptions::default() }
+    }
 }
 
 /// CLIENT PAUSE.
@@ -581,18 +592,27 @@ impl Engine {
         place: Place,
         totals: Arc<Totals>,
     ) -> Engine {
-        let options = KeyspaceOptions {
-            hash_seed: seeds.hash,
-            random_seed: seeds.random,
-            ..KeyspaceOptions::default()
-        };
+        let keyspace = Keyspace::new(seeds.keyspace_options(), source);
+        Engine::with_keyspace(config, seeds, keyspace, now, place, totals)
+    }
+
+    /// One of several shards, whose keys are there already: see [`Keyspace::from_image`] and
+    /// [`Seeds::keyspace_options`].
+    pub fn with_keyspace(
+        config: Config,
+        seeds: Seeds,
+        keyspace: Keyspace,
+        now: Now,
+        place: Place,
+        totals: Arc<Totals>,
+    ) -> Engine {
         let mut shared = Box::new(Shared {
             fleet: Fleet::new(place, totals, config.hop_queue as usize),
             is_sharded: !place.is_alone(),
             is_plain: place.is_alone(),
             journal: None,
             ending: Vec::new(),
-            keyspace: Keyspace::new(options, source),
+            keyspace,
             config,
             metrics: Metrics::default(),
             pubsub: PubSub::default(),
@@ -711,8 +731,11 @@ impl Engine {
         at_home!(self).pool.give(core::mem::take(&mut session.output));
     }
 
-    /// All that the session has to send; the caller owns it until [`handle_sent`](Self::handle_sent).
+    /// All that the session has to send, nothing if there is [`damage`](Self::damage); the caller owns it until [`handle_sent`](Self::handle_sent).
     pub fn take_output(&mut self, connection: ConnectionId) -> Option<Vec<u8>> {
+        if self.damage().is_some() {
+            return None;
+        }
         let session = at_home!(self).sessions.get_mut(connection)?;
         session.flush_queued = false;
         if session.output.is_empty() || session.aborted {
@@ -847,6 +870,9 @@ impl Engine {
                 && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
+        if shared.keyspace.is_unsure() {
+            self.busy |= shared.keyspace.warm_step(WARM_BUDGET);
+        }
         shared.conclude_background();
         for connection in core::mem::take(&mut shared.ending) {
             if let Some(mut session) = shared.sessions.take(connection) {
@@ -877,7 +903,8 @@ impl Engine {
     pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
         let shared = self.shared();
         // What other shards brought while this one stood still may have left something to do.
-        if self.busy || !shared.actions.is_empty() || (shared.is_sharded && shared.has_fleet_work()) {
+        let has_work = self.busy || shared.keyspace.is_tidying();
+        if has_work || !shared.actions.is_empty() || (shared.is_sharded && shared.has_fleet_work()) {
             return Some(Nanos(0));
         }
         let pause = shared.pause.until.map(|until| until.since(now.monotonic));

@@ -10,6 +10,7 @@
 use alloc::vec::Vec;
 
 use crate::arena::{FIRST_UNIT, Slot};
+use crate::image::unchecked::Extent;
 use crate::index::{Place, SLOTS};
 use crate::keyspace::{Change, Keyspace};
 use crate::time::Now;
@@ -113,15 +114,31 @@ pub(crate) struct Access {
     pub mode: AccessMode,
     pub lfu_log_factor: u32,
     pub lfu_decay_minutes: u32,
+    /// What the clock of access fields is ahead of the monotonic one: it goes on where an image stopped it.
+    pub shift: u64,
 }
 
 impl Access {
-    fn seconds(now: Now) -> u16 {
-        (now.monotonic.0 / 1_000_000_000) as u16
+    /// The clock that access fields have parts of.
+    #[inline(always)]
+    pub fn clock(self, now: Now) -> u64 {
+        now.monotonic.0.wrapping_add(self.shift)
     }
 
-    fn minutes(now: Now) -> u8 {
-        (now.monotonic.0 / 60_000_000_000) as u8
+    /// Lets the clock go on from where it was at some moment, by as much as has passed since.
+    pub fn resume(&mut self, clock: u64, unix_us: u64, now: Now) {
+        let passed = now.unix_us.saturating_sub(unix_us).saturating_mul(1000);
+        self.shift = clock.wrapping_add(passed).wrapping_sub(now.monotonic.0);
+    }
+
+    #[inline(always)]
+    fn seconds(self, now: Now) -> u16 {
+        (self.clock(now) / 1_000_000_000) as u16
+    }
+
+    #[inline(always)]
+    fn minutes(self, now: Now) -> u8 {
+        (self.clock(now) / 60_000_000_000) as u8
     }
 
     /// The field of a new key.
@@ -129,8 +146,8 @@ impl Access {
     pub fn start(self, now: Now) -> u16 {
         match self.mode {
             AccessMode::Off => 0,
-            AccessMode::Lru => Access::seconds(now),
-            AccessMode::Lfu => u16::from(Access::minutes(now)) << 8 | u16::from(LFU_START),
+            AccessMode::Lru => self.seconds(now),
+            AccessMode::Lfu => u16::from(self.minutes(now)) << 8 | u16::from(LFU_START),
         }
     }
 
@@ -139,24 +156,24 @@ impl Access {
     pub fn touch(self, field: u16, now: Now, rng: &mut Rng) -> u16 {
         match self.mode {
             AccessMode::Off => field,
-            AccessMode::Lru => Access::seconds(now),
+            AccessMode::Lru => self.seconds(now),
             AccessMode::Lfu => {
                 let counter = self.frequency(field, now);
                 let above = u64::from(counter.saturating_sub(LFU_START)) * u64::from(self.lfu_log_factor) + 1;
                 let lucky = counter < u8::MAX && (rng.next() >> 32) * above < 1 << 32;
-                u16::from(Access::minutes(now)) << 8 | u16::from(counter + u8::from(lucky))
+                u16::from(self.minutes(now)) << 8 | u16::from(counter + u8::from(lucky))
             }
         }
     }
 
     /// Seconds since the last access.
     pub fn idle_seconds(self, field: u16, now: Now) -> u16 {
-        Access::seconds(now).wrapping_sub(field)
+        self.seconds(now).wrapping_sub(field)
     }
 
     /// The counter after the decay it owes.
     pub fn frequency(self, field: u16, now: Now) -> u8 {
-        let elapsed = Access::minutes(now).wrapping_sub((field >> 8) as u8);
+        let elapsed = self.minutes(now).wrapping_sub((field >> 8) as u8);
         match u32::from(elapsed).checked_div(self.lfu_decay_minutes) {
             Some(periods) => (field as u8).saturating_sub(periods.min(255) as u8),
             None => field as u8,
@@ -168,10 +185,10 @@ impl Access {
         match self.mode {
             AccessMode::Off => field,
             AccessMode::Lru if self.idle_seconds(field, now) > IDLE_MAX_S => {
-                Access::seconds(now).wrapping_sub(IDLE_MAX_S)
+                self.seconds(now).wrapping_sub(IDLE_MAX_S)
             }
-            AccessMode::Lfu if Access::minutes(now).wrapping_sub((field >> 8) as u8) > DECAY_MAX_MIN => {
-                u16::from(Access::minutes(now)) << 8 | u16::from(self.frequency(field, now))
+            AccessMode::Lfu if self.minutes(now).wrapping_sub((field >> 8) as u8) > DECAY_MAX_MIN => {
+                u16::from(self.minutes(now)) << 8 | u16::from(self.frequency(field, now))
             }
             _ => field,
         }
@@ -273,6 +290,9 @@ impl Keyspace {
             EvictionPolicy::VolatileRandom => self.next_volatile()?,
             _ => self.worst_of_samples(policy, now)?,
         };
+        if self.is_unsure() && !self.check_record(place.offset(), None, Extent::Slot) {
+            return None;
+        }
         let header = self.arena.header(place.offset());
         let key = self.arena.key(place.offset(), &header).to_vec();
         self.remove_at(place, self.hash(&key), &header, Change::Evicted);
@@ -306,6 +326,9 @@ impl Keyspace {
         // One bucket yields several candidates for one cache miss.
         for _ in 0..self.samples.div_ceil(4).max(1) {
             let random = self.rng.next();
+            if self.is_unsure() && !self.check_sample(random) {
+                return None;
+            }
             let (pool, access) = (&mut self.pool, self.access);
             self.index.sample(random, &mut |place, field| {
                 let score = access_score(access, policy, field, now);
@@ -333,6 +356,9 @@ impl Keyspace {
     pub(crate) fn random_place(&mut self) -> Option<Place> {
         let random = self.rng.next();
         let choice = self.rng.next();
+        if self.is_unsure() && !self.check_sample(random) {
+            return None;
+        }
         let mut met = [None; SLOTS];
         let mut count = 0;
         self.index.sample(random, &mut |place, _| {
@@ -354,6 +380,9 @@ impl Keyspace {
                 let end = self.arena.end_unit(number);
                 let mut unit = segment.sample_unit;
                 while unit < end {
+                    if self.is_unsure() && !self.check_walk(number, unit, end) {
+                        return None;
+                    }
                     let (offset, slot, next) = self.arena.walk(number, unit);
                     unit = next;
                     if let Slot::Record(header) = slot

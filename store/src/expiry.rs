@@ -92,6 +92,10 @@ impl Keyspace {
     /// Removes entries whose time has come, looking at no more than `budget_records` slots. True: there is more
     /// to do now.
     pub fn expire_some(&mut self, now: Now, budget_records: usize) -> bool {
+        // Segments that nobody has looked at are not walked: what has expired in them goes when it is met.
+        if self.is_unsure() {
+            return false;
+        }
         self.sweep_access(now);
         let now_ms = now.unix_ms();
         let mut budget = budget_records;
@@ -167,6 +171,9 @@ impl Keyspace {
 
     /// When [`Keyspace::expire_some`] has something to do next, counted from `now`; `None` if nothing is foreseen.
     pub fn next_expiry_check(&self, now: Now) -> Option<Nanos> {
+        if self.is_unsure() {
+            return None;
+        }
         let now_ms = now.unix_ms();
         let mut due = self.arena.due_next();
         if self.expiry.walk.is_some() {

@@ -22,15 +22,17 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::format;
-use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::arena::{Offset, SEGMENT_BYTES, SegmentSource, prefetch_line};
+
+mod image;
+mod walk;
+
+pub(crate) use image::{IndexTables, check_tables};
 
 /// Entries a bucket can hold.
 pub(crate) const SLOTS: usize = 9;
@@ -170,10 +172,10 @@ const SLAB_CHUNKS: usize = SLAB_BUCKETS / CHUNK_BUCKETS;
 const CHUNKS_MIN: usize = 4;
 const CHUNKS_MAX: usize = 7;
 
-/// A part of the hash space with buckets of its own: one half of a cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
-struct Piece {
+/// A part of the hash space with buckets of its own: one half of a cache line. An image has it byte for byte.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(32))]
+pub(crate) struct Piece {
     chunks: [u32; CHUNKS_MAX],
     entries: u16,
     chunk_count: u8,
@@ -299,6 +301,8 @@ pub(crate) enum InsertError {
     NeedsSlab,
     /// The stash is full.
     StashFull,
+    /// The index was restored, and a piece has to grow whose records have not been checked: see [`Index::may_read`].
+    Unread,
 }
 
 #[derive(Clone, Copy)]
@@ -331,6 +335,11 @@ pub(crate) struct Index {
     moving: Vec<Moving>,
     sweep_at: u32,
     sweep_left: usize,
+    /// The image that is being taken; see [`image`].
+    image: Option<Box<image::Capture>>,
+    /// Restored, and not all of it checked: no piece shrinks, and one only grows that [`may_read`](Self::may_read) named.
+    is_cold: bool,
+    readable: u32,
     pub growths: u64,
     pub splits: u64,
     pub merges: u64,
@@ -339,7 +348,15 @@ pub(crate) struct Index {
 impl Index {
     /// An index of one piece; `None` where the source refuses the first slab.
     pub fn new(source: &mut dyn SegmentSource) -> Option<Index> {
-        let mut index = Index {
+        let mut index = Index::bare();
+        index.add_slab(source)?;
+        index.start();
+        Some(index)
+    }
+
+    /// An index without a piece.
+    fn bare() -> Index {
+        Index {
             directory: Vec::new(),
             depth: 0,
             pieces: Vec::new(),
@@ -357,13 +374,13 @@ impl Index {
             moving: Vec::new(),
             sweep_at: 0,
             sweep_left: 0,
+            image: None,
+            is_cold: false,
+            readable: u32::MAX,
             growths: 0,
             splits: 0,
             merges: 0,
-        };
-        index.add_slab(source)?;
-        index.start();
-        Some(index)
+        }
     }
 
     fn start(&mut self) {
@@ -376,11 +393,32 @@ impl Index {
         self.directory.push(0);
     }
 
-    /// Forgets every entry. All slabs but one go where [`Index::released_slab`] finds them.
-    pub fn clear(&mut self) {
-        let mut slabs = core::mem::take(&mut self.slabs).into_iter().filter(|slab| !slab.is_empty());
-        let first = slabs.next().expect("an index has a slab");
-        self.released.extend(slabs.map(bytemuck::cast_slice_mut));
+    /// Forgets every entry. All slabs but one go where [`Index::released_slab`] finds them; what an image that is being taken
+    /// still needs, it keeps.
+    pub fn clear(&mut self, source: &mut dyn SegmentSource) {
+        // A slab of an image, or of a file, is better not written to, if there is memory.
+        let fresh = match self.image.is_some() || self.is_cold {
+            true => source.allocate(SEGMENT_BYTES),
+            false => None,
+        };
+        let mut slabs = core::mem::take(&mut self.slabs);
+        let first = match fresh {
+            Some(memory) => bytemuck::cast_slice_mut(memory),
+            None => {
+                let number = slabs.iter().position(|slab| !slab.is_empty()).expect("an index has a slab");
+                self.copy_before_reuse(number, slabs[number]);
+                let first = core::mem::take(&mut slabs[number]);
+                first.fill(Bucket::zeroed());
+                first
+            }
+        };
+        for (number, slab) in slabs.into_iter().enumerate().filter(|(_, slab)| !slab.is_empty()) {
+            let slab = match &mut self.image {
+                Some(image) => image.keep(number, slab),
+                None => Some(slab),
+            };
+            self.released.extend(slab.map(bytemuck::cast_slice_mut));
+        }
         self.slab_chunks.clear();
         self.free_chunks = Vec::new();
         self.directory = Vec::new();
@@ -391,9 +429,15 @@ impl Index {
         self.free_stashed = Vec::new();
         (self.depth, self.chunks_used, self.entries) = (0, 0, 0);
         (self.sweep_at, self.sweep_left) = (0, 0);
-        first.fill(Bucket::zeroed());
+        self.is_cold = false;
         self.adopt_slab(first);
         self.start();
+    }
+
+    /// Gives up all slabs; the index cannot be used any more.
+    pub fn release_slabs(&mut self) {
+        let slabs = core::mem::take(&mut self.slabs).into_iter().filter(|slab| !slab.is_empty());
+        self.released.extend(slabs.map(bytemuck::cast_slice_mut));
     }
 
     /// A slab that is no longer needed, to be given back to the source.
@@ -451,6 +495,9 @@ impl Index {
 
     #[inline(always)]
     fn bucket_mut(&mut self, id: u32) -> &mut Bucket {
+        if self.image.is_some() {
+            self.copy_before_change(id);
+        }
         &mut self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)]
     }
 
@@ -556,7 +603,12 @@ impl Index {
     #[inline(always)]
     pub fn set_access(&mut self, place: Place, access: u16) {
         match place.position() {
-            None => self.bucket_mut(place.bucket()).access[place.slot()] = access,
+            None => {
+                // An image may have it or not.
+                let id = place.bucket();
+                let bucket = &mut self.slabs[(id >> SLAB_SHIFT) as usize][id as usize & (SLAB_BUCKETS - 1)];
+                bucket.access[place.slot()] = access;
+            }
             Some(position) => self.stashed[position].access = access,
         }
     }
@@ -592,6 +644,7 @@ impl Index {
         }
         if usize::from(piece.entries) * SHRINK_BELOW < piece.slots()
             && (piece.depth > 0 || usize::from(piece.chunk_count) > CHUNKS_MIN)
+            && !self.is_cold
         {
             self.shrink(number, hash, records);
         }
@@ -734,15 +787,22 @@ impl Index {
         self.chunks_used -= 1;
         self.slab_chunks[slab] -= 1;
         self.free_chunks.push(chunk);
-        if self.slab_chunks[slab] == 0 && self.free_chunks.len() >= 2 * SLAB_CHUNKS {
-            self.free_chunks.retain(|&chunk| chunk as usize / SLAB_CHUNKS != slab);
-            let memory = core::mem::take(&mut self.slabs[slab]);
-            self.released.push(bytemuck::cast_slice_mut(memory));
+        if self.slab_chunks[slab] == 0 && self.free_chunks.len() >= 2 * SLAB_CHUNKS && self.image.is_none() {
+            self.give_back_slab(slab);
         }
+    }
+
+    fn give_back_slab(&mut self, slab: usize) {
+        self.free_chunks.retain(|&chunk| chunk as usize / SLAB_CHUNKS != slab);
+        let memory = core::mem::take(&mut self.slabs[slab]);
+        self.released.push(bytemuck::cast_slice_mut(memory));
     }
 
     fn zero_chunk(&mut self, chunk: u32) {
         let first = (chunk as usize * CHUNK_BUCKETS) & (SLAB_BUCKETS - 1);
+        if self.image.is_some() {
+            self.copy_before_change((chunk as usize * CHUNK_BUCKETS) as u32);
+        }
         self.slabs[chunk as usize / SLAB_CHUNKS][first..first + CHUNK_BUCKETS].fill(Bucket::zeroed());
     }
 
@@ -802,6 +862,9 @@ impl Index {
         // holds equal hashes.
         if usize::from(piece.entries) * 10 < piece.slots() * 6 {
             return Ok(false);
+        }
+        if self.is_cold && self.readable != number {
+            return Err(InsertError::Unread);
         }
         let chunk_count = usize::from(piece.chunk_count);
         // A directory that is as deep as it may be leaves only the other way.
@@ -948,230 +1011,6 @@ impl Index {
         let key = records.key_of(moving.offset).into();
         self.stash.entry(moving.hash).or_default().insert(key, slot);
     }
-
-    // ---- walking ----------------------------------------------------------------------------------------
-
-    /// Visits the entries of some home buckets from `cursor` on, at least `count` if there are as many, and returns the
-    /// cursor to go on with; 0 means the end. Entries are visited by *home* bucket, which displacement does not change,
-    /// in the order of the hash, which growth does not change: whatever stays is visited at least once.
-    pub fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(Offset)) -> u64 {
-        let mut at = ScanCursor::decode(cursor);
-        let mut visited = 0;
-        // As in Redis, a sparse table is not searched for ever on behalf of one call.
-        let mut steps = count.saturating_mul(10).max(1);
-        loop {
-            let hash = u64::from(at.prefix) << 40;
-            let piece = self.pieces[self.piece_number(hash) as usize];
-            let depth = u32::from(piece.depth);
-            let last_prefix = at.prefix | ((1 << (DEPTH_MAX - depth)) - 1);
-            let first_prefix = last_prefix + 1 - (1 << (DEPTH_MAX - depth));
-            // Where the piece was joined with its sibling since, the sibling's early buckets were not visited.
-            let mut bucket = if depth < at.depth { 0 } else { at.bucket_among(piece.buckets()) };
-            while bucket < piece.buckets() {
-                visited += self.visit_home(&piece, bucket, visit);
-                bucket += 1;
-                steps -= 1;
-                if visited >= count || steps == 0 {
-                    break;
-                }
-            }
-            if bucket < piece.buckets() {
-                return ScanCursor { prefix: first_prefix, depth, buckets: piece.buckets(), bucket }.encode();
-            }
-            // The stash comes last: entries go from buckets to it, never back while they live.
-            let hashes = u64::from(first_prefix) << 40..=(u64::from(last_prefix) << 40 | ((1 << 40) - 1));
-            for slot in self.stash.range(hashes).flat_map(|(_, equal)| equal.values()) {
-                visit(self.stashed[*slot as usize].offset);
-                visited += 1;
-            }
-            if last_prefix == (1 << DEPTH_MAX) - 1 {
-                return 0;
-            }
-            at = ScanCursor { prefix: last_prefix + 1, depth: 0, buckets: piece.buckets(), bucket: 0 };
-            if visited >= count || steps == 0 {
-                return at.encode();
-            }
-        }
-    }
-
-    fn visit_home(&self, piece: &Piece, home: u32, visit: &mut dyn FnMut(Offset)) -> usize {
-        let bucket = self.bucket(piece.bucket_id(home));
-        let mut visited = 0;
-        for slot in 0..bucket.guests_from() {
-            if bucket.tags[slot] != 0 {
-                visit(bucket.offsets[slot]);
-                visited += 1;
-            }
-        }
-        if bucket.away() > 0 {
-            for host in 0..piece.buckets() {
-                let bucket = self.bucket(piece.bucket_id(host));
-                for slot in bucket.guests_from()..SLOTS {
-                    if alternative(host, bucket.tags[slot], piece.buckets()) == home {
-                        visit(bucket.offsets[slot]);
-                        visited += 1;
-                    }
-                }
-            }
-        }
-        visited
-    }
-
-    /// The entries of a bucket chosen by `random` among those that are not empty, or a stashed one where there is no other.
-    pub fn sample(&self, random: u64, visit: &mut dyn FnMut(Place, u16)) {
-        if self.entries == 0 {
-            return;
-        }
-        if self.entries == self.stashed() {
-            let equal = self.stash.values().next().expect("a stashed entry");
-            let slot = *equal.values().next().expect("a stashed entry");
-            let stashed = self.stashed[slot as usize];
-            visit(Place::stashed(slot, stashed.offset).expect("a record"), stashed.access);
-            return;
-        }
-        // An empty piece is joined with its sibling unless that is much fuller, so this does not look far.
-        let mut at = ((random >> 1) >> (63 - self.depth)) as usize;
-        let mut piece = &self.pieces[self.directory[at] as usize];
-        while piece.entries == 0 {
-            at = (at + 1) & (self.directory.len() - 1);
-            piece = &self.pieces[self.directory[at] as usize];
-        }
-        let mut bucket = home_of(random, piece.buckets());
-        loop {
-            let id = piece.bucket_id(bucket);
-            let line = self.bucket(id);
-            let mut occupied = line.occupied();
-            if occupied != 0 {
-                while occupied != 0 {
-                    let slot = occupied.trailing_zeros();
-                    let offset = line.offsets[slot as usize];
-                    visit(
-                        Place::new(id, slot, offset).expect("an occupied slot"),
-                        line.access[slot as usize],
-                    );
-                    occupied &= occupied - 1;
-                }
-                return;
-            }
-            bucket = if bucket + 1 == piece.buckets() { 0 } else { bucket + 1 };
-        }
-    }
-
-    /// Whether `place` still holds what it held.
-    pub fn is_current(&self, place: Place) -> bool {
-        let offset = match place.position() {
-            Some(position) => self.stashed.get(position).map(|stashed| stashed.offset),
-            // The slab may have been given back.
-            None => self
-                .slabs
-                .get((place.bucket() >> SLAB_SHIFT) as usize)
-                .and_then(|slab| slab.get(place.bucket() as usize & (SLAB_BUCKETS - 1)))
-                .map(|bucket| bucket.offsets[place.slot()]),
-        };
-        offset == Some(place.offset())
-    }
-
-    /// Passes the access fields of the next part of the index through `change`. A part is `periods` times one
-    /// `periods_per_round`th of it; what is more than a millisecond's work waits for the next call.
-    pub fn sweep(&mut self, periods: u64, periods_per_round: u64, change: impl Fn(u16) -> u16) {
-        const BUCKETS_PER_CALL: usize = 4096;
-        let total = self.slabs.len() * SLAB_BUCKETS;
-        let due = (total as u64).div_ceil(periods_per_round).saturating_mul(periods);
-        self.sweep_left = (self.sweep_left as u64).saturating_add(due).min(total as u64) as usize;
-        for _ in 0..self.sweep_left.min(BUCKETS_PER_CALL) {
-            if self.sweep_at as usize >= total {
-                self.sweep_at = 0;
-            }
-            let (slab, bucket) = (self.sweep_at >> SLAB_SHIFT, self.sweep_at as usize & (SLAB_BUCKETS - 1));
-            if let Some(bucket) = self.slabs[slab as usize].get_mut(bucket) {
-                for slot in 0..SLOTS {
-                    let changed = change(bucket.access[slot]);
-                    if bucket.tags[slot] != 0 && changed != bucket.access[slot] {
-                        bucket.access[slot] = changed;
-                    }
-                }
-            }
-            self.sweep_at += 1;
-            self.sweep_left -= 1;
-        }
-        for stashed in &mut self.stashed {
-            stashed.access = change(stashed.access);
-        }
-    }
-
-    /// Whether a sweep that became due is not finished.
-    pub fn is_sweeping(&self) -> bool {
-        self.sweep_left > 0
-    }
-
-    /// Checks what must be true of directory, pieces and buckets. For tests: it walks everything.
-    pub fn check(&self, records: &impl Records) -> Result<(), String> {
-        let mut entries = self.stashed();
-        if self.directory.len() != 1 << self.depth {
-            return Err(format!("a directory of {} at depth {}", self.directory.len(), self.depth));
-        }
-        let (mut at, mut chunks) = (0, 0);
-        while at < self.directory.len() {
-            let number = self.directory[at];
-            let piece = self.pieces[number as usize];
-            let width = 1 << (self.depth - u32::from(piece.depth));
-            if at % width != 0 || self.directory[at..at + width].iter().any(|&n| n != number) {
-                return Err(format!("piece {number} of depth {} at {at} of the directory", piece.depth));
-            }
-            let mut away = vec![0usize; piece.buckets() as usize];
-            let mut in_piece = 0;
-            for b in 0..piece.buckets() {
-                let bucket = self.bucket(piece.bucket_id(b));
-                for slot in 0..SLOTS {
-                    if (bucket.tags[slot] == 0) != (bucket.offsets[slot] == 0) {
-                        return Err(format!("slot {slot} of bucket {b}: tag and offset disagree"));
-                    }
-                    if bucket.tags[slot] == 0 {
-                        if slot >= bucket.guests_from() {
-                            return Err(format!("bucket {b} counts a guest too many"));
-                        }
-                        continue;
-                    }
-                    in_piece += 1;
-                    let hash = records.hash_of(bucket.offsets[slot]);
-                    let home = home_of(hash, piece.buckets());
-                    let is_guest = slot >= bucket.guests_from();
-                    let right =
-                        if is_guest { alternative(home, tag_of(hash), piece.buckets()) } else { home };
-                    if right != b || tag_of(hash) != bucket.tags[slot] || self.piece_number(hash) != number {
-                        return Err(format!(
-                            "the entry in slot {slot} of bucket {b} of piece {number} is misplaced"
-                        ));
-                    }
-                    away[home as usize] += usize::from(is_guest);
-                }
-            }
-            for b in 0..piece.buckets() {
-                let counted = self.bucket(piece.bucket_id(b)).away();
-                if counted < AWAY_MAX && usize::from(counted) != away[b as usize] {
-                    return Err(format!("bucket {b}: {} entries away, {counted} counted", away[b as usize]));
-                }
-            }
-            if in_piece != usize::from(piece.entries) {
-                return Err(format!("piece {number}: {in_piece} entries, {} counted", piece.entries));
-            }
-            entries += in_piece;
-            chunks += usize::from(piece.chunk_count);
-            at += width;
-        }
-        if entries != self.entries || chunks != self.chunks_used {
-            return Err(format!(
-                "{entries} entries in {chunks} chunks, counted {} in {}",
-                self.entries, self.chunks_used
-            ));
-        }
-        let held = self.slabs.iter().filter(|slab| !slab.is_empty()).count() * SLAB_CHUNKS;
-        if chunks + self.free_chunks.len() != held || self.slab_chunks.iter().sum::<u32>() as usize != chunks
-        {
-            return Err(format!("{chunks} chunks used and {} free of {held}", self.free_chunks.len()));
-        }
-        Ok(())
-    }
 }
 
 /// See [`Index::displace`], which is right for one step beyond the first and no more.
@@ -1182,333 +1021,5 @@ const FILL_MAX_16THS: usize = 15;
 /// A piece is made smaller when less than one slot in this many is taken.
 const SHRINK_BELOW: usize = 8;
 
-/// Where a scan stands, in 39 bits: some clients read a cursor as a floating-point number.
-struct ScanCursor {
-    prefix: u32,
-    /// Depth of the piece that was being visited, to notice that it was joined with its sibling.
-    depth: u32,
-    buckets: u32,
-    bucket: u32,
-}
-
-impl ScanCursor {
-    fn encode(&self) -> u64 {
-        u64::from(self.prefix) << 15
-            | u64::from(self.depth) << 10
-            | u64::from(self.buckets >> CHUNK_SHIFT) << 7
-            | u64::from(self.bucket)
-    }
-
-    /// Any number a client may send is some position.
-    fn decode(cursor: u64) -> ScanCursor {
-        ScanCursor {
-            prefix: (cursor >> 15) as u32 & ((1 << DEPTH_MAX) - 1),
-            depth: (cursor >> 10) as u32 & 31,
-            buckets: ((cursor >> 7) as u32 & 7) << CHUNK_SHIFT,
-            bucket: cursor as u32 & 127,
-        }
-    }
-
-    /// The first bucket, among `buckets`, that may be home to what is not visited yet.
-    fn bucket_among(&self, buckets: u32) -> u32 {
-        if self.buckets == 0 || self.buckets == buckets {
-            return self.bucket;
-        }
-        // Bucket b of n starts at hash b·2³²/n; rounding down can only repeat.
-        (u64::from(self.bucket) * u64::from(buckets) / u64::from(self.buckets)) as u32
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arena::HeapSource;
-    use crate::eviction::Rng;
-    use std::collections::HashSet;
-
-    /// Records that are nothing but a hash; offset n is record n - 1, and its key is the offset's bytes.
-    #[derive(Default)]
-    struct Hashes {
-        hashes: Vec<u64>,
-        keys: Vec<[u8; 4]>,
-    }
-
-    impl Hashes {
-        fn add(&mut self, hash: u64) -> Offset {
-            self.hashes.push(hash);
-            let offset = self.hashes.len() as u32;
-            self.keys.push(offset.to_le_bytes());
-            offset
-        }
-    }
-
-    impl Records for Hashes {
-        fn hash_of(&self, offset: Offset) -> u64 {
-            self.hashes[offset as usize - 1]
-        }
-
-        fn key_of(&self, offset: Offset) -> &[u8] {
-            &self.keys[offset as usize - 1]
-        }
-
-        fn prefetch(&self, _offset: Offset) {}
-    }
-
-    fn insert(index: &mut Index, records: &Hashes, source: &mut HeapSource, offset: Offset) -> bool {
-        loop {
-            match index.insert(records.hash_of(offset), offset, offset as u16, records) {
-                Ok(()) => return true,
-                Err(InsertError::NeedsSlab) => index.add_slab(source).expect("memory"),
-                Err(InsertError::StashFull) => return false,
-            }
-        }
-    }
-
-    fn find(index: &Index, records: &Hashes, offset: Offset) -> Option<Place> {
-        index.find_offset(records.hash_of(offset), records.key_of(offset), offset)
-    }
-
-    /// Inserts hashes made by `make`, finds and scans them all, removes them again; returns how many were stashed.
-    fn exercise(count: usize, mut make: impl FnMut(&mut Rng) -> u64) -> usize {
-        let seed = std::env::var("MILLRACE_SEED").map_or(1, |seed| seed.parse().expect("a number"));
-        eprintln!("MILLRACE_SEED={seed}");
-        let mut rng = Rng::new(seed);
-        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-        let mut index = Index::new(&mut source).expect("memory");
-        let mut present = Vec::new();
-        for i in 0..count {
-            let hash = make(&mut rng);
-            let offset = records.add(hash);
-            if insert(&mut index, &records, &mut source, offset) {
-                present.push(offset);
-            }
-            if i % (count / 4 + 1) == 0 {
-                index.check(&records).unwrap();
-            }
-        }
-        index.check(&records).unwrap();
-        let stashed = index.stashed();
-        for &offset in &present {
-            let place = find(&index, &records, offset).expect("an entry that was inserted");
-            assert_eq!(index.access(place), offset as u16, "the access field follows its entry");
-            assert!(index.is_current(place));
-        }
-        let (mut seen, mut cursor) = (HashSet::new(), 0);
-        loop {
-            cursor = index.scan(cursor, 10, &mut |offset| {
-                seen.insert(offset);
-            });
-            assert!(cursor < 1 << 53, "a cursor must survive a client's floating-point numbers");
-            if cursor == 0 {
-                break;
-            }
-        }
-        assert_eq!(seen.len(), present.len());
-        let directory = index.directory.len();
-        assert!(directory <= (index.pieces.len() + 1) * DIRECTORY_PER_PIECE);
-        while !present.is_empty() {
-            let offset = present.swap_remove(rng.below(present.len()));
-            let place = find(&index, &records, offset).expect("an entry not yet removed");
-            index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
-            assert_eq!(find(&index, &records, offset), None);
-            if present.len() % (count / 4 + 1) == 0 {
-                index.check(&records).unwrap();
-            }
-        }
-        index.check(&records).unwrap();
-        assert!(index.is_empty() && index.stashed() == 0);
-        stashed
-    }
-
-    #[test]
-    fn ordinary_hashes_need_no_stash() {
-        // A stash that is not empty makes every miss slower, so it must not happen by chance.
-        assert_eq!(exercise(1_000_000, |rng| rng.next()), 0);
-    }
-
-    /// Recovery spent more on growing the index than on anything else: every entry was moved five times on the way.
-    #[test]
-    fn what_is_expected_is_moved_once_and_takes_no_more_memory() {
-        const COUNT: usize = 300_000;
-        let fill = |expected: usize| {
-            let mut rng = Rng::new(5);
-            let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-            let mut index = Index::new(&mut source).expect("memory");
-            index.expect(expected);
-            for _ in 0..COUNT {
-                let offset = records.add(rng.next());
-                assert!(insert(&mut index, &records, &mut source, offset));
-            }
-            index.check(&records).unwrap();
-            assert_eq!(index.stashed(), 0);
-            (index.growths + index.splits, index.used_bytes())
-        };
-        let (steps, bytes) = fill(0);
-        let (steps_expected, bytes_expected) = fill(COUNT);
-        assert!(steps_expected * 2 < steps, "{steps_expected} steps, and {steps} without knowing");
-        assert!(bytes_expected < bytes + bytes / 16, "{bytes_expected} bytes, and {bytes} without knowing");
-        // An expectation that is far too high, as where every record is of the same few keys, is bounded in memory.
-        let (_, bytes_wrong) = fill(1000 * COUNT);
-        assert!(bytes_wrong < 2 * bytes, "{bytes_wrong} bytes, and {bytes} without knowing");
-    }
-
-    #[test]
-    fn equal_hashes_go_to_the_stash_and_the_rest_is_unharmed() {
-        // Two buckets hold eighteen of them.
-        let stashed = exercise(3_000, |_| 0x0123_4567_89ab_cdef);
-        assert!(stashed >= 3_000 - 2 * SLOTS, "{stashed}");
-        let stashed = exercise(60_000, |rng| if rng.below(10) == 0 { 42 } else { rng.next() });
-        assert!((5_000..7_000).contains(&stashed), "{stashed}");
-    }
-
-    #[test]
-    fn a_full_stash_refuses() {
-        let mut inserted = 0;
-        exercise(STASH_MAX + 1000, |_| {
-            inserted += 1;
-            7
-        });
-        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-        let mut index = Index::new(&mut source).expect("memory");
-        let accepted = (0..STASH_MAX + 100)
-            .filter(|_| {
-                let offset = records.add(7);
-                insert(&mut index, &records, &mut source, offset)
-            })
-            .count();
-        assert_eq!(accepted, STASH_MAX + 2 * SLOTS);
-        // Others still find their place.
-        let offset = records.add(8 << 40 | 99 << 20);
-        assert!(insert(&mut index, &records, &mut source, offset));
-    }
-
-    #[test]
-    fn hashes_that_share_bits_are_bounded_in_memory() {
-        // The directory cannot tell these apart; a piece that cannot split fills up, and then the stash does.
-        exercise(5_000, |rng| rng.next() >> 24);
-        // These all want the same bucket and have the same tag, but pieces can tell them apart.
-        exercise(5_000, |rng| rng.next() << 40 | 5);
-        // A few distinct hashes, many keys each.
-        exercise(5_000, |rng| (rng.below(20) as u64) << 58 | 3);
-    }
-
-    #[test]
-    fn an_alternative_of_an_alternative_is_home() {
-        for buckets in [64, 80, 96, 112] {
-            for tag in 1..=255 {
-                for bucket in 0..buckets {
-                    let other = alternative(bucket, tag, buckets);
-                    assert!(other < buckets);
-                    assert_eq!(alternative(other, tag, buckets), bucket);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn tags_match_as_a_plain_loop_would() {
-        let mut rng = Rng::new(3);
-        for _ in 0..1000 {
-            let mut bucket = Bucket::zeroed();
-            for slot in 0..SLOTS {
-                bucket.tags[slot] = rng.below(4) as u8;
-                bucket.access[slot] = rng.next() as u16;
-            }
-            bucket.counts = rng.below(4) as u8;
-            for tag in 0..4 {
-                let plain =
-                    (0..SLOTS).filter(|&slot| bucket.tags[slot] == tag).map(|slot| 1 << slot).sum::<u32>();
-                assert_eq!(bucket.matches(tag), plain);
-            }
-        }
-    }
-
-    #[test]
-    fn slabs_are_given_back_when_keys_go() {
-        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-        let mut index = Index::new(&mut source).expect("memory");
-        let mut rng = Rng::new(5);
-        for _ in 0..1_000_000 {
-            let offset = records.add(rng.next());
-            insert(&mut index, &records, &mut source, offset);
-        }
-        assert!(index.slabs.len() >= 4, "{} slabs", index.slabs.len());
-        for offset in 1..=1_000_000 {
-            let place = find(&index, &records, offset).expect("an entry");
-            index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
-        }
-        index.check(&records).unwrap();
-        let kept = index.slabs.iter().filter(|slab| !slab.is_empty()).count();
-        assert!(kept <= 2 && index.merges > 0, "{kept} slabs kept");
-        while let Some(slab) = index.released_slab() {
-            source.release(slab);
-        }
-        for offset in 1..=300_000 {
-            insert(&mut index, &records, &mut source, offset);
-        }
-        index.check(&records).unwrap();
-    }
-
-    #[test]
-    fn a_scan_misses_nothing_that_stays_while_pieces_grow_and_join() {
-        let seed = std::env::var("MILLRACE_SEED").map_or(11, |seed| seed.parse().expect("a number"));
-        eprintln!("MILLRACE_SEED={seed}");
-        let mut rng = Rng::new(seed);
-        for round in 0..30 {
-            let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-            let mut index = Index::new(&mut source).expect("memory");
-            let mut stay = HashSet::new();
-            let mut others = Vec::new();
-            // First many, so that there is something to join, or few, so that there is much to split.
-            for i in 0..if round % 2 == 0 { 20_000 } else { 500 } {
-                // Some equal hashes, so that the stash takes part.
-                let hash = if rng.below(50) == 0 { 42 } else { rng.next() };
-                let offset = records.add(hash);
-                assert!(insert(&mut index, &records, &mut source, offset));
-                if i % 40 == 0 {
-                    stay.insert(offset);
-                } else {
-                    others.push(offset)
-                }
-            }
-            let (mut seen, mut cursor) = (HashSet::new(), 0);
-            loop {
-                cursor = index.scan(cursor, 1 + rng.below(50), &mut |offset| {
-                    seen.insert(offset);
-                });
-                if cursor == 0 {
-                    break;
-                }
-                for _ in 0..rng.below(400) {
-                    if round % 2 == 0 && !others.is_empty() {
-                        let offset = others.swap_remove(rng.below(others.len()));
-                        let place = find(&index, &records, offset).expect("an entry");
-                        index.remove(place, records.hash_of(offset), records.key_of(offset), &records);
-                    } else if round % 2 == 1 && index.len() < 40_000 {
-                        let offset = records.add(rng.next());
-                        insert(&mut index, &records, &mut source, offset);
-                    }
-                }
-            }
-            let missed = stay.difference(&seen).count();
-            assert_eq!(missed, 0, "round {round}");
-            assert!(index.merges + index.splits > 0);
-        }
-    }
-
-    #[test]
-    fn any_number_is_a_cursor() {
-        let (mut source, mut records) = (HeapSource::default(), Hashes::default());
-        let mut index = Index::new(&mut source).expect("memory");
-        let mut rng = Rng::new(9);
-        for _ in 0..5_000 {
-            let offset = records.add(rng.next());
-            insert(&mut index, &records, &mut source, offset);
-        }
-        for _ in 0..10_000 {
-            let cursor = rng.next() >> rng.below(64);
-            index.scan(cursor, 10, &mut |_| {});
-        }
-        index.scan(u64::MAX, usize::MAX, &mut |_| {});
-    }
-}
+mod tests;

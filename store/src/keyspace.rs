@@ -12,24 +12,29 @@
 //! whoever looks at it first.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::arena::{
-    Arena, FIRST_UNIT, Kind, Offset, SEGMENT_BYTES, SPAN_BYTES, Segment, SegmentSource, Slot,
-};
+use crate::arena::{Arena, Kind, Offset, SPAN_BYTES, SegmentSource};
 use crate::eviction::{Access, Pool, Rng};
 use crate::expiry::{ExpiryState, ttl_class};
+use crate::image::Damage;
+use crate::image::unchecked::{Extent, Unchecked};
 use crate::index::{Index, InsertError, Place, Probe, Records};
 use crate::mutation::Mutation;
-use crate::pending::Pending;
 use crate::time::Now;
 use crate::value::{Header, Layout, MAX_LEN};
 
+mod changes;
+mod compaction;
+
+use changes::Changes;
+use compaction::Compaction;
+
+pub use self::changes::WatchToken;
 pub use crate::eviction::{AccessMode, EvictionPolicy};
 pub use crate::expiry::Expiry;
 pub use crate::value::Encoding;
@@ -86,6 +91,8 @@ pub enum StoreError {
     OutOfSpace,
     /// A key or value longer than [`MAX_LEN`].
     TooLarge,
+    /// The image the keyspace was restored from is damaged: see [`Keyspace::damage`].
+    Damaged,
 }
 
 /// Why a key is gone.
@@ -128,106 +135,8 @@ pub struct KeyspaceStats {
     pub index_bytes: usize,
     /// Entries that found no place in the index's buckets (equal hashes).
     pub stashed: usize,
-}
-
-/// What WATCH remembers of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatchToken {
-    version: u64,
-}
-
-struct Watched {
-    version: u64,
-    watchers: usize,
-}
-
-/// Who must hear of changes.
-#[derive(Default)]
-pub(crate) struct Changes {
-    /// Somebody watches a key, or wants the effects.
-    is_heard: bool,
-    watched: BTreeMap<Vec<u8>, Watched>,
-    version: u64,
-    /// What is not in the log yet; `None`: there is no log.
-    effects: Option<Effects>,
-}
-
-/// What a log has to know of a keyspace.
-#[derive(Default)]
-struct Effects {
-    /// Those since they were last taken.
-    bytes: Vec<u8>,
-    /// The hashes of their keys.
-    hashes: Vec<u64>,
-    /// Which keys have writes that are not durable is known of each. Else whoever looks at any key observes the
-    /// last write: where a second's writes are on their way, a table of them costs more than it is worth.
-    is_exact: bool,
-    /// Keys whose last write is in the log, but perhaps not durable.
-    pending: Pending,
-    /// The last LSN given to effects of this keyspace.
-    latest: u64,
-    /// The keyspace was cleared since effects were last numbered.
-    clears: bool,
-    /// The LSN of the last clearing, while it may not be durable: whatever key is looked at, this was done to it.
-    cleared: u64,
-    /// The highest LSN of what was looked at since somebody asked.
-    observed: u64,
-}
-
-impl Effects {
-    #[inline]
-    fn observe(&mut self, hash: KeyHash) {
-        if !self.is_exact {
-            self.observed = self.latest;
-            return;
-        }
-        if !self.pending.is_empty()
-            && let Some(lsn) = self.pending.get(hash.0)
-        {
-            self.observed = self.observed.max(lsn);
-        }
-        self.observed = self.observed.max(self.cleared);
-    }
-}
-
-impl Changes {
-    /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
-    #[inline(always)]
-    fn note(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
-        if self.is_heard {
-            self.tell(mutation, hash);
-        }
-    }
-
-    #[inline(never)]
-    fn tell(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
-        if let Some(key) = mutation.key() {
-            self.expired(key);
-        }
-        if let Some(effects) = &mut self.effects {
-            mutation.encode(&mut effects.bytes);
-            effects.clears |= mutation.key().is_none();
-            if effects.is_exact {
-                effects.hashes.push(hash.0);
-            }
-        }
-    }
-
-    /// A key's time has come. That is no effect: whoever applies the others knows the time too.
-    #[inline(always)]
-    fn expired(&mut self, key: &[u8]) {
-        if !self.watched.is_empty() {
-            self.tell_watchers(key);
-        }
-    }
-
-    #[cold]
-    fn tell_watchers(&mut self, key: &[u8]) {
-        if let Some(watched) = self.watched.get_mut(key) {
-            self.version += 1;
-            watched.version = self.version;
-        }
-    }
+    /// Bytes held only for the image that is being taken.
+    pub image_bytes: usize,
 }
 
 /// Reads keys for the index while it moves entries.
@@ -266,18 +175,6 @@ impl Probe for KeyProbe<'_> {
     }
 }
 
-/// Compaction starts when more than one byte in this many is dead.
-const DEAD_DIVISOR: usize = 16;
-/// Below this many dead bytes compaction is not worth a thought.
-const DEAD_BYTES_MIN: usize = SEGMENT_BYTES;
-/// A segment of which more than this share lives (in 256ths) is not worth moving.
-const VICTIM_LIVE_MAX: usize = 240;
-
-struct Compaction {
-    segment: usize,
-    unit: u32,
-}
-
 /// Every key of one shard.
 pub struct Keyspace {
     pub(crate) arena: Arena,
@@ -289,8 +186,13 @@ pub struct Keyspace {
     pub(crate) samples: usize,
     /// Entries that have an expiry.
     pub(crate) expires: usize,
+    /// The image that is being taken.
+    pub(crate) image: Option<Box<crate::image::capture::Capture>>,
+    /// Pages of the image it was restored from that nobody has looked at.
+    pub(crate) unchecked: Option<Box<Unchecked>>,
+    pub(crate) damage: Option<Damage>,
     changes: Changes,
-    seed: u64,
+    pub(crate) seed: u64,
     stats: KeyspaceStats,
     compaction: Option<Compaction>,
     moving: Vec<Offset>,
@@ -304,6 +206,11 @@ impl Keyspace {
     pub fn new(options: KeyspaceOptions, source: Box<dyn SegmentSource>) -> Keyspace {
         let mut arena = Arena::new(source);
         let index = Index::new(arena.source()).expect("memory for the first two mebibytes of the index");
+        Keyspace::with_parts(options, arena, index)
+    }
+
+    /// A keyspace of what there is; nothing in it expires.
+    pub(crate) fn with_parts(options: KeyspaceOptions, arena: Arena, index: Index) -> Keyspace {
         Keyspace {
             arena,
             index,
@@ -312,11 +219,15 @@ impl Keyspace {
                 mode: options.access,
                 lfu_log_factor: options.lfu_log_factor,
                 lfu_decay_minutes: options.lfu_decay_minutes,
+                shift: 0,
             },
             rng: Rng::new(options.random_seed),
             pool: Pool::new(),
             samples: options.samples,
             expires: 0,
+            image: None,
+            unchecked: None,
+            damage: None,
             changes: Changes::default(),
             seed: options.hash_seed,
             stats: KeyspaceStats::default(),
@@ -369,6 +280,9 @@ impl Keyspace {
         if let Some(effects) = &mut self.changes.effects {
             effects.observe(hash);
         }
+        if self.is_unsure() && !self.check_key(key, hash) {
+            return None;
+        }
         let (place, header) = self.find(key, hash)?;
         if header.expires_at != 0 && header.is_expired(now.unix_ms()) {
             self.remove_at(place, hash, &header, Change::Expired);
@@ -391,7 +305,7 @@ impl Keyspace {
     }
 
     #[inline(always)]
-    fn entry(&self, place: Place, header: &Header) -> Entry<'_> {
+    pub(crate) fn entry(&self, place: Place, header: &Header) -> Entry<'_> {
         Entry {
             value: self.arena.value(place.offset(), header),
             expires_at: (header.expires_at != 0).then_some(header.expires_at),
@@ -465,7 +379,10 @@ impl Keyspace {
         const AHEAD: usize = 8;
         let now_ms = now.unix_ms();
         let mut offsets = core::mem::take(&mut self.moving);
-        let next = self.index.scan(cursor, count, &mut |offset| offsets.push(offset));
+        let next = match self.is_unsure() {
+            true => self.scan_checked(cursor, count, &mut offsets),
+            false => self.index.scan(cursor, count, usize::MAX, &mut |offset| offsets.push(offset)),
+        };
         for (i, &offset) in offsets.iter().enumerate() {
             if let Some(&ahead) = offsets.get(i + AHEAD) {
                 self.arena.prefetch(ahead);
@@ -480,11 +397,37 @@ impl Keyspace {
         next
     }
 
+    /// As `scan` of the index, looking at each piece and record before they are used. Nothing, and the end, where something is
+    /// damaged.
+    #[cold]
+    fn scan_checked(&mut self, cursor: u64, count: usize, offsets: &mut Vec<Offset>) -> u64 {
+        let mut next = cursor;
+        // Sparse pieces are not searched for ever.
+        for _ in 0..=count / 4 {
+            if !self.check_piece(KeyHash(Index::scan_hash(next))) {
+                break;
+            }
+            let wanted = count.saturating_sub(offsets.len());
+            next = self.index.scan(next, wanted, 1, &mut |offset| offsets.push(offset));
+            if next == 0 || offsets.len() >= count {
+                break;
+            }
+        }
+        if self.damage.is_none() && offsets.iter().all(|&at| self.check_record(at, None, Extent::Key)) {
+            return next;
+        }
+        offsets.clear();
+        0
+    }
+
     /// A key chosen at random. Expired ones met on the way are removed.
     pub fn random_key(&mut self, now: Now) -> Option<Vec<u8>> {
         self.observe_everything();
         loop {
             let place = self.random_place()?;
+            if self.is_unsure() && !self.check_record(place.offset(), None, Extent::Slot) {
+                return None;
+            }
             let header = self.arena.header(place.offset());
             let key = self.arena.key(place.offset(), &header).to_vec();
             if !header.is_expired(now.unix_ms()) {
@@ -680,17 +623,20 @@ impl Keyspace {
         // As in Redis, a watched key is touched by this if there was something to remove.
         let keys: Vec<Vec<u8>> = self.changes.watched.keys().cloned().collect();
         for key in keys {
-            if self.find(&key, self.hash(&key)).is_some() {
+            let hash = self.hash(&key);
+            let is_sure = !self.is_unsure() || self.check_key(&key, hash);
+            if is_sure && self.find(&key, hash).is_some() {
                 self.changes.expired(&key);
             }
         }
         self.changes.note(Mutation::Clear, KeyHash(0));
+        self.stop_compaction();
+        self.give_up_warming();
         self.arena.clear();
-        self.index.clear();
+        self.index.clear(self.arena.source());
         self.expires = 0;
         self.pool.clear();
         self.expiry.forget_walk();
-        self.compaction = None;
     }
 
     // ---- what every write is made of --------------------------------------------------------------------
@@ -719,15 +665,21 @@ impl Keyspace {
         expires_at: u64,
         now: Now,
     ) -> Result<(), StoreError> {
+        if self.is_unsure() && !self.check_piece(hash) {
+            self.arena.free(offset, layout.slot_bytes);
+            return Err(StoreError::Damaged);
+        }
         let access = self.access.start(now);
         loop {
             let records = Reader { arena: &self.arena, seed: self.seed };
             match self.index.insert(hash.0, offset, access, &records) {
                 Ok(()) => break,
                 Err(InsertError::NeedsSlab) if self.index.add_slab(self.arena.source()).is_some() => {}
-                Err(InsertError::NeedsSlab | InsertError::StashFull) => {
+                Err(InsertError::Unread) if self.check_piece_records(hash) => {}
+                Err(error) => {
                     self.arena.free(offset, layout.slot_bytes);
-                    return Err(StoreError::OutOfSpace);
+                    let is_damaged = error == InsertError::Unread;
+                    return Err(if is_damaged { StoreError::Damaged } else { StoreError::OutOfSpace });
                 }
             }
         }
@@ -780,239 +732,6 @@ impl Keyspace {
         }
     }
 
-    // ---- effects ----------------------------------------------------------------------------------------
-
-    /// From now on the effects of writes are kept for [`take_effects`](Self::take_effects). `is_exact`: who looks at a key
-    /// observes the last write to it, and not the last one to any.
-    pub fn keep_effects(&mut self, is_exact: bool) {
-        self.changes.effects = Some(Effects { is_exact, ..Effects::default() });
-        self.changes.is_heard = true;
-    }
-
-    /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by
-    /// [`number_effects`](Self::number_effects).
-    #[inline]
-    pub fn take_effects(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(effects) = self.changes.effects.as_mut().filter(|effects| !effects.bytes.is_empty()) else {
-            return false;
-        };
-        out.append(&mut effects.bytes);
-        true
-    }
-
-    /// The effects last taken are this record of the log: until it is durable, who looks at their keys observes it.
-    pub fn number_effects(&mut self, lsn: u64) {
-        let Some(effects) = &mut self.changes.effects else { return };
-        effects.latest = lsn;
-        if core::mem::take(&mut effects.clears) {
-            effects.cleared = lsn;
-        }
-        for hash in effects.hashes.drain(..) {
-            effects.pending.insert(hash, lsn);
-        }
-    }
-
-    /// Everything up to this record is durable.
-    pub fn settle_effects(&mut self, durable: u64) {
-        if let Some(effects) = &mut self.changes.effects {
-            effects.pending.settle(durable);
-            if effects.cleared <= durable {
-                effects.cleared = 0;
-            }
-        }
-    }
-
-    /// The highest LSN of what was looked at since the last call; it may be durable already.
-    #[inline]
-    pub fn take_observed(&mut self) -> u64 {
-        self.changes.effects.as_mut().map_or(0, |effects| core::mem::take(&mut effects.observed))
-    }
-
-    /// Somebody looks at all keys at once: how many there are, which, or at any of them.
-    pub fn observe_everything(&mut self) {
-        if let Some(effects) = &mut self.changes.effects {
-            effects.observed = effects.observed.max(effects.latest);
-        }
-    }
-
-    // ---- watches ----------------------------------------------------------------------------------------
-
-    /// Begins to watch a key for one watcher.
-    pub fn watch(&mut self, key: &[u8], now: Now) -> WatchToken {
-        // An entry that has expired already goes now, so that its removal later is no change.
-        let _ = self.find_live(key, self.hash(key), now);
-        let version = self.changes.version;
-        let watched = self.changes.watched.entry(key.to_vec()).or_insert(Watched { version, watchers: 0 });
-        watched.watchers += 1;
-        self.changes.is_heard = true;
-        WatchToken { version: watched.version }
-    }
-
-    /// Ends one watch of a key.
-    pub fn unwatch(&mut self, key: &[u8]) {
-        if let Some(watched) = self.changes.watched.get_mut(key) {
-            watched.watchers -= 1;
-            if watched.watchers == 0 {
-                self.changes.watched.remove(key);
-                self.changes.is_heard = self.changes.effects.is_some() || !self.changes.watched.is_empty();
-            }
-        }
-    }
-
-    /// Keys that somebody watches.
-    pub fn watched_len(&self) -> usize {
-        self.changes.watched.len()
-    }
-
-    /// Whether nothing happened to a key since it was watched. Its time having come is something.
-    pub fn is_unchanged(&mut self, key: &[u8], token: &WatchToken, now: Now) -> bool {
-        let _ = self.find_live(key, self.hash(key), now);
-        self.changes.watched.get(key).is_some_and(|watched| watched.version == token.version)
-    }
-
-    // ---- compaction -------------------------------------------------------------------------------------
-
-    /// Moves live records out of segments that are mostly dead and gives those back, looking at about `budget_bytes`, and
-    /// at four times as many while twice the tolerated share is dead: writers must not outrun it. True: there is more to
-    /// do now.
-    pub fn compact_some(&mut self, now: Now, budget_bytes: usize) -> bool {
-        while let Some(slab) = self.index.released_slab() {
-            self.arena.give_back(slab);
-        }
-        self.arena.release_some(4);
-        let is_behind = self.arena.dead_bytes() * DEAD_DIVISOR > 2 * self.arena.capacity_bytes();
-        let mut budget = budget_bytes as isize * if is_behind { 4 } else { 1 };
-        while budget > 0 {
-            if self.compaction.is_none() {
-                self.compaction = self.choose_victim();
-            }
-            let Some(mut at) = self.compaction.take() else { break };
-            let done = match self.compact_segment(&mut at, now, &mut budget) {
-                Ok(done) => done,
-                Err(StoreError::OutOfSpace | StoreError::TooLarge) => {
-                    // Nowhere to move to. What was moved stays moved, and the rest is tried again later.
-                    self.compaction = Some(at);
-                    return false;
-                }
-            };
-            if !done {
-                self.compaction = Some(at);
-                return true;
-            }
-        }
-        self.arena.can_release() || self.compaction.is_some() || self.victim().is_some()
-    }
-
-    fn wants_compaction(&self) -> bool {
-        let dead = self.arena.dead_bytes();
-        dead >= DEAD_BYTES_MIN && dead > self.arena.capacity_bytes() / DEAD_DIVISOR
-    }
-
-    /// The segment with the least live bytes, if there is enough dead and it is not nearly full of life.
-    fn victim(&self) -> Option<usize> {
-        if !self.wants_compaction() {
-            return None;
-        }
-        let worth = |segment: &Segment| {
-            segment.kind == Kind::Shared
-                && !segment.sealed
-                && segment.live * 256 <= SEGMENT_BYTES * VICTIM_LIVE_MAX
-        };
-        let segments = self.arena.segments().iter().enumerate();
-        let candidates = segments.filter(|&(number, segment)| worth(segment) && !self.arena.is_open(number));
-        candidates.min_by_key(|(_, segment)| segment.live).map(|(number, _)| number)
-    }
-
-    fn choose_victim(&mut self) -> Option<Compaction> {
-        let segment = self.victim()?;
-        self.arena.segment_mut(segment).evacuating = true;
-        Some(Compaction { segment, unit: FIRST_UNIT })
-    }
-
-    /// Has the next calls of [`Keyspace::compact_some`] empty this segment, whatever lives in it. False: it cannot be
-    /// emptied (it is open, sealed, one long record's, or not there), or another one is being emptied.
-    pub fn evacuate_segment(&mut self, number: usize) -> bool {
-        let may = self.arena.segments().get(number).is_some_and(|s| s.kind == Kind::Shared && !s.sealed);
-        if !may || self.compaction.is_some() || self.arena.is_open(number) {
-            return false;
-        }
-        self.arena.segment_mut(number).evacuating = true;
-        self.compaction = Some(Compaction { segment: number, unit: FIRST_UNIT });
-        true
-    }
-
-    /// Walks on through the segment being emptied. True: it is empty and was given up.
-    fn compact_segment(
-        &mut self,
-        at: &mut Compaction,
-        now: Now,
-        budget: &mut isize,
-    ) -> Result<bool, StoreError> {
-        const BATCH: usize = 16;
-        let end = self.arena.end_unit(at.segment);
-        if self.arena.segments()[at.segment].sealed {
-            // Sealed while it was being emptied: it is to be kept after all.
-            self.arena.segment_mut(at.segment).evacuating = false;
-            return Ok(true);
-        }
-        let mut batch = core::mem::take(&mut self.moving);
-        while at.unit < end && *budget > 0 {
-            let mut unit = at.unit;
-            while unit < end && batch.len() < BATCH {
-                let (offset, slot, next) = self.arena.walk(at.segment, unit);
-                match slot {
-                    Slot::Free { units, listed: true } => self.arena.unlink(offset, units),
-                    Slot::Free { .. } => {}
-                    Slot::Record(header) => {
-                        self.index.prefetch(self.hash(self.arena.key(offset, &header)).0);
-                        batch.push(offset);
-                    }
-                }
-                *budget -= (next - unit) as isize * 8;
-                unit = next;
-            }
-            for &offset in &batch {
-                if let Err(error) = self.move_record(offset, now) {
-                    batch.clear();
-                    self.moving = batch;
-                    return Err(error);
-                }
-            }
-            batch.clear();
-            at.unit = unit;
-        }
-        self.moving = batch;
-        if at.unit < end {
-            return Ok(false);
-        }
-        self.arena.release_segment(at.segment);
-        self.expiry.forget_segment(at.segment);
-        self.stats.compacted_segments += 1;
-        Ok(true)
-    }
-
-    fn move_record(&mut self, offset: Offset, now: Now) -> Result<(), StoreError> {
-        let header = self.arena.header(offset);
-        let hash = self.hash(self.arena.key(offset, &header));
-        let Some(place) = self.index.find_offset(hash.0, self.arena.key(offset, &header), offset) else {
-            return Ok(());
-        };
-        if header.is_expired(now.unix_ms()) {
-            self.remove_at(place, hash, &header, Change::Expired);
-            return Ok(());
-        }
-        let target = self.allocate(&header.layout(), header.expires_at, now)?;
-        self.arena.copy((offset, 0), (target, 0), header.slot_bytes as usize);
-        self.index.set_offset(place, target);
-        self.arena.free(offset, header.slot_bytes);
-        if header.expires_at != 0 {
-            self.arena.note_expiry(target, header.expires_at);
-            self.expiry.note(self.arena.segment_number(target), header.expires_at);
-        }
-        self.stats.compacted_bytes += u64::from(header.slot_bytes);
-        Ok(())
-    }
-
     // ---- settings and figures ---------------------------------------------------------------------------
 
     /// Changes what accesses record. The fields keep the bits of the old meaning until their keys are next accessed,
@@ -1051,6 +770,7 @@ impl Keyspace {
             dead_bytes: self.arena.dead_bytes(),
             index_bytes: self.index.held_bytes(),
             stashed: self.index.stashed(),
+            image_bytes: self.image_progress().map_or(0, |progress| progress.held_bytes),
             ..self.stats
         }
     }
@@ -1060,29 +780,7 @@ impl Keyspace {
         &mut self.stats
     }
 
-    // ---- sealing and checking ---------------------------------------------------------------------------
-
-    /// Makes a segment immutable, as a snapshot will want it. False: there is no such segment.
-    pub fn seal_segment(&mut self, number: usize) -> bool {
-        let exists =
-            self.arena.segments().get(number).is_some_and(|s| matches!(s.kind, Kind::Shared | Kind::Span(_)));
-        if exists {
-            self.arena.seal(number);
-        }
-        exists
-    }
-
-    /// Allows a sealed segment to be written and reclaimed again.
-    pub fn unseal_segment(&mut self, number: usize) {
-        if self.arena.segments().get(number).is_some_and(|segment| segment.sealed) {
-            self.arena.unseal(number);
-        }
-    }
-
-    /// The bytes of a segment, as a snapshot will write them.
-    pub fn segment_bytes(&self, number: usize) -> &[u8] {
-        self.arena.memory(number)
-    }
+    // ---- checking ---------------------------------------------------------------------------------------
 
     /// Checks every invariant of index, arena, free lists and counters by walking everything. For tests.
     pub fn check(&self) -> Result<(), String> {

@@ -14,6 +14,7 @@
 //! | [`command`] | the command table and every handler |
 //! | [`protocol`] | RESP2, RESP3 and HTTP/1.1 bytes in, replies out |
 //! | [`keyspace`] | the only mutator of data: [`arena`], [`index`], [`expiry`], [`eviction`] below it |
+//! | [`image`] | memory images: taking them, living on them |
 //! | [`journal`] | records on their way to the log, replies that wait for it |
 //! | [`mutation`] | the effect of a write, as bytes |
 //! | [`glob`], [`long_double`] | matching and arithmetic exactly as Redis has them |
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod eviction;
 pub mod expiry;
 pub mod glob;
+pub mod image;
 pub mod index;
 pub mod journal;
 pub mod keyspace;

@@ -123,6 +123,9 @@ impl core::fmt::Display for WhyNot {
                 "there is no memory for it: this process may have no more, or a shard has the 32 GiB it can have; give it more \
                  memory, or more shards (--shards)",
             ),
+            WhyNot::Refused(StoreError::Damaged) => {
+                formatter.write_str("the snapshot that the shard was started from is damaged")
+            }
             WhyNot::Refused(StoreError::TooLarge) => {
                 formatter.write_str("its key or value is longer than this version takes")
             }

@@ -133,6 +133,28 @@ impl Header {
         Header { flags, prefix: at as u32, key_len, value_len, expires_at, slot_bytes }
     }
 
+    /// Bytes of the longest header.
+    pub const BYTES_MAX: usize = 24;
+
+    /// Decodes what may be anything; `None`: it is no record, or one that would reach beyond `bytes`.
+    pub fn read_untrusted(bytes: &[u8]) -> Option<Header> {
+        // A record shorter than the longest header may end where its memory does.
+        let mut front = [0; Header::BYTES_MAX];
+        let len = front.len().min(bytes.len());
+        front[..len].copy_from_slice(&bytes[..len]);
+        if front[0] & FREE != 0 || (front[0] & SLACK != 0 && front[0] & WIDE == 0) {
+            return None;
+        }
+        if front[0] & WIDE != 0 && (u32_at(&front, 4).max(u32_at(&front, 8)) as usize) > MAX_LEN {
+            return None;
+        }
+        let header = Header::read(&front);
+        let end = header.value_start() + header.value_len as usize;
+        let slot_bytes = header.slot_bytes as usize;
+        let fits = slot_bytes >= end.max(MIN_SLOT_BYTES) && slot_bytes <= bytes.len();
+        (fits && slot_bytes.is_multiple_of(UNIT)).then_some(header)
+    }
+
     /// The shape this header has; a value of another length can be written under it if it fits.
     pub fn layout(&self) -> Layout {
         Layout {

@@ -1,4 +1,5 @@
-//! The keyspace against a plain map: random operations from a printed seed, with every invariant checked on the way.
+//! The keyspace against a plain map: random operations from a printed seed, with every invariant checked on the way. Images are
+//! taken between them, and a keyspace restored from one must have what the map had when it was begun, and go on.
 //!
 //! `MILLRACE_SEED=n` repeats a run, `MILLRACE_STEPS=n` makes it longer.
 
@@ -7,10 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use store::arena::HeapSource;
 use store::eviction::{AccessMode, EvictionPolicy};
 use store::expiry::Expiry;
+use store::image::restore::LiveCursor;
 use store::keyspace::{Keyspace, KeyspaceOptions, WatchToken};
 use store::mutation::Mutation;
 use store::time::{Nanos, Now};
 use store::value::Encoding;
+
+mod taking;
+
+use taking::{SharedSource, Taking, colliding_key, dispose};
 
 fn seed() -> u64 {
     let seed = match std::env::var("MILLRACE_SEED") {
@@ -73,6 +79,13 @@ struct Watching {
     existed_until: Option<u64>,
 }
 
+/// An image that is being taken, and what it must hold.
+struct Image {
+    taking: Taking,
+    map: BTreeMap<Vec<u8>, Expected>,
+    now: Now,
+}
+
 struct Model {
     keyspace: Keyspace,
     /// Gets nothing but the effects, and must have the same keys.
@@ -84,8 +97,13 @@ struct Model {
     random: Random,
     now: Now,
     keys: u64,
-    sealed: BTreeSet<usize>,
-    sealed_bytes: Vec<(usize, Vec<u8>)>,
+    seed: u64,
+    source: SharedSource,
+    image: Option<Image>,
+    /// Images that were restored and compared.
+    restored: usize,
+    /// This is one that was restored.
+    is_fork: bool,
     /// A scan in progress: the cursor, what was there throughout, and what was seen.
     scan: Option<(u64, Keys, Keys)>,
 }
@@ -94,20 +112,36 @@ impl Model {
     fn new(seed: u64, keys: u64, access: AccessMode) -> Model {
         let options =
             KeyspaceOptions { hash_seed: seed, random_seed: seed ^ 1, access, ..KeyspaceOptions::default() };
-        let mut keyspace = Keyspace::new(options, Box::new(HeapSource::default()));
+        let source = SharedSource::default();
+        let keyspace = Keyspace::new(options, Box::new(source.clone()));
+        let now = Now { unix_us: 1_700_000_000_000_000, monotonic: Nanos(5_000_000_000) };
+        Model::with(keyspace, source, seed, seed, keys, now)
+    }
+
+    fn with(
+        mut keyspace: Keyspace,
+        source: SharedSource,
+        seed: u64,
+        random: u64,
+        keys: u64,
+        now: Now,
+    ) -> Model {
         keyspace.keep_effects(true);
         let other_seed = KeyspaceOptions { hash_seed: !seed, ..KeyspaceOptions::default() };
         Model {
             keyspace,
-            replica: Keyspace::new(other_seed, Box::new(HeapSource::default())),
+            replica: Keyspace::new(other_seed, Box::new(source.clone())),
             effects: Vec::new(),
             map: BTreeMap::new(),
             watches: Vec::new(),
-            random: Random(seed),
-            now: Now { unix_us: 1_700_000_000_000_000, monotonic: Nanos(5_000_000_000) },
+            random: Random(random),
+            now,
             keys,
-            sealed: BTreeSet::new(),
-            sealed_bytes: Vec::new(),
+            seed,
+            source,
+            image: None,
+            restored: 0,
+            is_fork: false,
             scan: None,
         }
     }
@@ -152,6 +186,7 @@ impl Model {
         match number % 50 {
             0 => format!("{number}:{}", "long".repeat(100)).into_bytes(),
             1 => number.to_le_bytes()[..(number % 9) as usize].to_vec(),
+            2 | 3 => colliding_key(self.seed, number),
             _ => format!("key:{number:012}").into_bytes(),
         }
     }
@@ -300,7 +335,7 @@ impl Model {
                     }
                 }
             }
-            98 if self.random.one_in(10) => self.seal_or_unseal(),
+            98 => self.go_on_with_image(),
             99 => {
                 // Compaction all the time, also of segments that nobody would choose.
                 let number = self.random.below(self.keyspace.stats().segments as u64 + 1) as usize;
@@ -371,23 +406,100 @@ impl Model {
         assert!(missed.is_empty(), "the scan missed {missed:?}");
     }
 
-    fn seal_or_unseal(&mut self) {
-        for (number, bytes) in self.sealed_bytes.drain(..) {
-            assert!(self.keyspace.segment_bytes(number) == bytes, "sealed segment {number} was written to");
-        }
-        if self.sealed.len() < 3 {
-            let number = self.random.below(self.keyspace.stats().segments as u64 + 1) as usize;
-            if self.keyspace.seal_segment(number) {
-                self.sealed.insert(number);
+    fn go_on_with_image(&mut self) {
+        let Some(image) = &mut self.image else {
+            if self.random.one_in(4)
+                && let Ok(begin) = self.keyspace.begin_image(self.now)
+            {
+                let (taking, map) = (Taking::new(begin), self.map.clone());
+                self.image = Some(Image { taking, map, now: self.now });
             }
+            return;
+        };
+        if self.random.one_in(100) {
+            self.keyspace.abandon_image();
+            self.image = None;
+            return;
+        }
+        let budget = [1, 4 << 10, 12 << 10, 64 << 10, 256 << 10, 4 << 20][self.random.below(6) as usize];
+        if self.keyspace.image_step(budget, &mut |part| image.taking.put(part)) {
+            return;
+        }
+        assert!(image.taking.is_whole(), "every page comes");
+        self.keyspace.end_image();
+        let image = self.image.take().expect("an image");
+        let ms = self.random.below(10_000);
+        self.restore(image, ms);
+    }
+
+    /// Makes a keyspace of an image, some time after it was begun, and lets it go on.
+    fn restore(&mut self, image: Image, later_ms: u64) {
+        let options = KeyspaceOptions { hash_seed: self.seed, ..KeyspaceOptions::default() };
+        let restarted = Now { monotonic: Nanos(77), ..image.now };
+        let restored =
+            image.taking.restore(options, &self.source, restarted).expect("an image as it was taken");
+        let random = self.random.next();
+        let mut fork = Model::with(restored, self.source.clone(), self.seed, random, self.keys, restarted);
+        fork.is_fork = true;
+        fork.map = image.map;
+        // A dump meets every key once, checking as it goes; and it is how a replica gets the same keys.
+        let (mut at, mut count) = (LiveCursor::START, 0);
+        if self.random.one_in(2) {
+            let replica = &mut fork.replica;
+            while let Some(next) = fork.keyspace.for_each_live(at, 4096, restarted, &mut |key, entry| {
+                let expected = &fork.map[key];
+                assert!(entry.value == expected.value && entry.encoding == expected.encoding);
+                assert_eq!(entry.expires_at, expected.expires_at);
+                count += 1;
+                let expiry = entry.expires_at.map_or(Expiry::Never, Expiry::At);
+                let hash = replica.hash(key);
+                replica.set(key, hash, entry.value, expiry, entry.encoding, restarted).unwrap();
+            }) {
+                at = next;
+            }
+            assert_eq!((count, fork.keyspace.damage()), (fork.map.len(), None));
+            fork.check();
         } else {
-            for number in std::mem::take(&mut self.sealed) {
-                self.keyspace.unseal_segment(number);
+            for (key, entry) in &fork.map {
+                let hash = fork.replica.hash(key);
+                let expiry = entry.expires_at.map_or(Expiry::Never, Expiry::At);
+                fork.replica.set(key, hash, &entry.value, expiry, entry.encoding, restarted).unwrap();
             }
         }
-        for &number in &self.sealed {
-            self.sealed_bytes.push((number, self.keyspace.segment_bytes(number).to_vec()));
+        fork.advance(later_ms);
+        let steps = [3, 300, 3_000][self.random.below(3) as usize];
+        for _ in 0..steps {
+            fork.step();
+            if fork.random.one_in(20) {
+                let budget = fork.random.below(1 << 20) as usize;
+                fork.keyspace.warm_step(budget);
+            }
         }
+        if self.random.one_in(2) {
+            fork.check();
+        }
+        while fork.keyspace.warm_step(1 << 20) {}
+        assert_eq!((fork.keyspace.warm_progress(), fork.keyspace.damage()), (None, None));
+        fork.check();
+        while fork.keyspace.compact_some(fork.now, 1 << 20) {}
+        fork.check();
+        if self.random.one_in(3) {
+            // What was restored can be the source of another image.
+            fork.keyspace.abandon_image();
+            while fork.keyspace.compact_some(fork.now, 1 << 20) {}
+            let again = taking::take(&mut fork.keyspace, fork.now);
+            let options = KeyspaceOptions { hash_seed: self.seed, ..KeyspaceOptions::default() };
+            let mut second = again.restore(options, &self.source, fork.now).expect("an image of an image");
+            second.check().unwrap();
+            for (key, entry) in &fork.map {
+                let found = second.peek(key, second.hash(key), fork.now).expect("a key");
+                assert!(found.value == entry.value && found.expires_at == entry.expires_at);
+            }
+            dispose(second, fork.now);
+        }
+        self.restored += 1 + fork.restored;
+        dispose(fork.keyspace, fork.now);
+        dispose(fork.replica, fork.now);
     }
 
     fn check(&mut self) {
@@ -428,11 +540,11 @@ fn run(seed: u64, keys: u64, access: AccessMode, steps: usize) {
             let keys: Vec<Vec<u8>> = model.map.keys().cloned().collect();
             model.map.clear();
             keys.iter().for_each(|key| model.removed(key));
-            model.sealed.clear();
-            model.sealed_bytes.clear();
         }
     }
     model.check();
+    eprintln!("{} images restored", model.restored);
+    assert!(model.restored > 0 || steps < 20_000, "no image was finished");
 }
 
 #[test]

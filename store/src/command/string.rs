@@ -697,7 +697,8 @@ pub(crate) fn refuse(call: &mut Call<'_>, refusal: &str) {
 #[cold]
 pub(crate) fn store_error(error: StoreError) -> &'static str {
     match error {
-        StoreError::OutOfSpace => NO_MEMORY,
+        // Nobody will see the answer to a command that met damage.
+        StoreError::OutOfSpace | StoreError::Damaged => NO_MEMORY,
         StoreError::TooLarge => TOO_LONG,
     }
 }

@@ -661,3 +661,83 @@ fn help_is_there_for_every_container() {
         assert!(answer.starts_with(b"*"), "{}: {}", container.name, text(&answer));
     }
 }
+
+/// Believes all pages but one.
+struct AllBut(Option<(u32, u32)>);
+
+impl crate::image::PageCheck for AllBut {
+    fn check(&self, region: u32, page: u32, _bytes: &[u8]) -> Result<(), (u32, u32)> {
+        if self.0 == Some((region, page)) { Err((1, 2)) } else { Ok(()) }
+    }
+}
+
+/// An engine that lives on an image of another one's keys.
+fn restarted(original: &mut Engine, damaged: Option<(u32, u32)>) -> Engine {
+    let begin = original.begin_image(NOW).unwrap();
+    let mut source = HeapSource::default();
+    let mut regions: Vec<_> =
+        begin.regions.iter().map(|region| source.allocate(region.bytes).unwrap()).collect();
+    while original.image_step(100_000, &mut |part| {
+        regions[part.region as usize][part.offset..][..part.bytes.len()].copy_from_slice(part.bytes);
+    }) {}
+    original.end_image();
+    let seeds = Seeds { hash: 11, random: 13, run_id: [0xcd; 20] };
+    let options = seeds.keyspace_options();
+    let check = Box::new(AllBut(damaged));
+    let keyspace = Keyspace::from_image(options, Box::new(source), &begin.meta, regions, check, NOW).unwrap();
+    Engine::with_keyspace(Config::default(), seeds, keyspace, NOW, Place::default(), Totals::new(1))
+}
+
+fn filled() -> Engine {
+    let mut engine = engine();
+    let connection = connect(&mut engine, 1);
+    for n in 0..3000 {
+        let key = format!("key:{n}");
+        assert_eq!(ask(&mut engine, connection, &resp(&[b"SET", key.as_bytes(), b"value"])), b"+OK\r\n");
+    }
+    engine
+}
+
+#[test]
+fn a_restarted_shard_answers_at_once_and_warms_when_idle() {
+    let mut engine = restarted(&mut filled(), None);
+    let connection = connect(&mut engine, 2);
+    assert_eq!(ask(&mut engine, connection, &resp(&[b"GET", b"key:2999"])), b"$5\r\nvalue\r\n");
+    actions(&mut engine);
+    let mut turns = 0;
+    while engine.warm_progress().is_some() {
+        engine.finish_turn(NOW);
+        assert!(turns == 0 || engine.poll_timeout(NOW) == Some(Nanos(0)), "it goes on by itself");
+        turns += 1;
+        assert!(turns < 1000, "{:?}", engine.warm_progress());
+    }
+    assert!(turns > 30, "no turn does much of it: {turns}");
+    while engine.poll_timeout(NOW) == Some(Nanos(0)) {
+        engine.finish_turn(NOW);
+        turns += 1;
+        assert!(turns < 2000, "it comes to rest");
+    }
+    assert_eq!(ask(&mut engine, connection, &resp(&[b"DBSIZE"])), b":3000\r\n");
+    assert_eq!(engine.damage(), None);
+}
+
+#[test]
+fn nothing_leaves_a_shard_that_met_damage() {
+    // Everything is in the first page of records or in none: whichever it is, the answer must not leave.
+    let mut engine = restarted(&mut filled(), Some((1, 0)));
+    let connection = connect(&mut engine, 2);
+    assert_eq!(ask(&mut engine, connection, &resp(&[b"GET", b"key:2999"])), b"$5\r\nvalue\r\n");
+    let both =
+        [resp(&[b"GET", b"key:2998"]), resp(&[b"GET", b"key:0"]), resp(&[b"SET", b"new", b"v"])].concat();
+    assert_eq!(ask(&mut engine, connection, &both), b"", "a miss that is none is not told");
+    let damage = engine.damage().expect("the page of the first record");
+    assert_eq!((damage.region, damage.page), (1, 0));
+    assert!(damage.to_string().contains("expected checksum 00000001, found 00000002"), "{damage}");
+    assert_eq!(ask(&mut engine, connection, &resp(&[b"PING"])), b"");
+    // In the background it is met as well.
+    let mut engine = restarted(&mut filled(), Some((0, 511)));
+    for _ in 0..1000 {
+        engine.finish_turn(NOW);
+    }
+    assert!(engine.damage().is_some() && engine.warm_progress().is_some());
+}

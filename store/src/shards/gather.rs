@@ -315,6 +315,10 @@ impl Engine {
             served.push(connection);
         }
         for (shard, lent) in core::mem::take(&mut shared.fleet.guests) {
+            // What was answered here was made of what is there.
+            if let Some(damage) = lent.keyspace.damage() {
+                shared.keyspace.adopt_damage(damage);
+            }
             shared.fleet.outbox.push_back((shard, Message::Return(lent)));
         }
         for connection in served {

@@ -1,0 +1,157 @@
+//! Warming: a restored keyspace checks its pages in the background and moves out of the file.
+//!
+//! [`warm_step`](Keyspace::warm_step) goes through the regions, those of the index first. It checks what was not checked on
+//! the way, then copies the region into memory from the source and gives the file's pages back to the source. A region of
+//! two mebibytes is copied in one go, some 200 to 400 µs; a long record in parts, for which it is sealed: overwriting it meanwhile
+//! gives it another place. Where the source has no memory, a region stays in the file, which is slower to write to but as
+//! good. At the end the free lists are joined and everything is as if there had been no restart.
+
+use super::{PAGE_BYTES, RegionKind};
+use crate::keyspace::Keyspace;
+
+/// How far warming has come.
+#[derive(Default)]
+pub(crate) struct Warming {
+    region: usize,
+    page: usize,
+    /// Of a long record that is being copied: where to, and how much is there.
+    copy: Option<(&'static mut [u8], usize)>,
+    pub total_bytes: u64,
+    pub checked_bytes: u64,
+    moved_bytes: u64,
+    kept_bytes: u64,
+}
+
+/// What [`Keyspace::warm_progress`] says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WarmProgress {
+    /// Bytes of all regions.
+    pub total_bytes: u64,
+    /// Bytes of pages that were checked.
+    pub checked_bytes: u64,
+    /// Bytes that are no longer in the file, or no longer needed.
+    pub warmed_bytes: u64,
+    /// Bytes that stay in the file, for want of memory.
+    pub kept_bytes: u64,
+}
+
+impl Keyspace {
+    /// Goes on warming, with about `budget_bytes` of checking or copying, or one region of two mebibytes. True: there is more to do.
+    pub fn warm_step(&mut self, budget_bytes: usize) -> bool {
+        let mut budget = budget_bytes.max(PAGE_BYTES);
+        while budget > 0 {
+            if self.damage.is_some() {
+                return false;
+            }
+            let Some(unchecked) = &self.unchecked else { return false };
+            let Some(region) = unchecked.regions.get(unchecked.warm.region) else {
+                self.end_warming();
+                return false;
+            };
+            let (info, address) = (region.info, region.address);
+            let memory = match info.kind {
+                RegionKind::Index => self.index.slab_memory(info.number as usize),
+                RegionKind::Segment | RegionKind::Span => self.arena.memory(info.number as usize),
+            };
+            if memory.as_ptr().addr() != address || !self.arena.is_mapped(memory) {
+                self.end_region(true);
+                continue;
+            }
+            let unchecked = self.unchecked.as_mut().expect("looked at above");
+            let (at, page) = (unchecked.warm.region, unchecked.warm.page);
+            let pages = info.bytes / PAGE_BYTES;
+            if page < pages {
+                // One look at the count saves looking at pages that were all used.
+                let left = unchecked.regions[at].left;
+                let end = if left == 0 { pages } else { pages.min(page + (budget / PAGE_BYTES).max(1)) };
+                match unchecked.check_pages(at, memory, page..=end - 1) {
+                    Ok(looked_at) => budget = budget.saturating_sub(looked_at * PAGE_BYTES),
+                    Err(damage) => return self.note_damage(damage),
+                }
+                unchecked.warm.page = end;
+                // Pages looked through are not free either.
+                budget = budget.saturating_sub(64);
+                continue;
+            }
+            self.move_region(info.kind, info.number as usize, info.bytes, &mut budget);
+        }
+        self.is_unsure()
+    }
+
+    /// Moves the region at hand, or a part of it.
+    fn move_region(&mut self, kind: RegionKind, number: usize, bytes: usize, budget: &mut usize) {
+        let Some(unchecked) = &mut self.unchecked else { return };
+        let copy = unchecked.warm.copy.take().or_else(|| Some((self.arena.allocate_memory(bytes)?, 0)));
+        let Some((target, from)) = copy else { return self.end_region(false) };
+        let source = match kind {
+            RegionKind::Index => self.index.slab_memory(number),
+            RegionKind::Segment | RegionKind::Span => self.arena.memory(number),
+        };
+        let end = if kind == RegionKind::Span { bytes.min(from + (*budget).max(PAGE_BYTES)) } else { bytes };
+        target[from..end].copy_from_slice(&source[from..end]);
+        *budget = budget.saturating_sub(end - from);
+        if end < bytes {
+            self.arena.seal_span(number);
+            let unchecked = self.unchecked.as_mut().expect("looked at above");
+            unchecked.warm.copy = Some((target, end));
+            return;
+        }
+        match kind {
+            RegionKind::Index => self.index.move_slab(number, target),
+            RegionKind::Segment => self.arena.move_segment(number, target),
+            RegionKind::Span => {
+                self.arena.move_segment(number, target);
+                self.arena.unseal_span(number);
+            }
+        }
+        self.end_region(true);
+    }
+
+    /// The next region. `has_left`: this one is not in the file any more.
+    fn end_region(&mut self, has_left: bool) {
+        let Some(unchecked) = &mut self.unchecked else { return };
+        let at = unchecked.warm.region;
+        if let Some((memory, _)) = unchecked.warm.copy.take() {
+            self.arena.give_back(memory);
+        }
+        let bytes = unchecked.regions[at].info.bytes as u64;
+        unchecked.forget(at);
+        let warm = &mut unchecked.warm;
+        *(if has_left { &mut warm.moved_bytes } else { &mut warm.kept_bytes }) += bytes;
+        warm.region += 1;
+        warm.page = 0;
+    }
+
+    fn end_warming(&mut self) {
+        self.unchecked = None;
+        self.index.end_cold();
+        self.arena.release_lists();
+    }
+
+    /// The keyspace was cleared: there is nothing left to warm.
+    pub(crate) fn give_up_warming(&mut self) {
+        if let Some(unchecked) = &mut self.unchecked
+            && let Some((memory, _)) = unchecked.warm.copy.take()
+        {
+            self.arena.give_back(memory);
+        }
+        self.unchecked = None;
+    }
+
+    /// How far warming is; `None`: there is nothing to warm.
+    pub fn warm_progress(&self) -> Option<WarmProgress> {
+        let warm = &self.unchecked.as_ref()?.warm;
+        Some(WarmProgress {
+            total_bytes: warm.total_bytes,
+            checked_bytes: warm.checked_bytes,
+            warmed_bytes: warm.moved_bytes,
+            kept_bytes: warm.kept_bytes,
+        })
+    }
+
+    /// Whether there are pages that nobody has looked at: every operation then looks first.
+    #[inline(always)]
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.unchecked.is_some()
+    }
+}
