@@ -241,6 +241,16 @@ fn magnitude(units: u32) -> usize {
     ((log - 9) * 4 + (units >> (log - 2) & 3)) as usize
 }
 
+impl Drop for Arena {
+    /// What it held goes back to its source.
+    fn drop(&mut self) {
+        for memory in self.memory.drain(..).chain(self.released.drain(..)).filter(|memory| !memory.is_empty())
+        {
+            self.source.release(memory);
+        }
+    }
+}
+
 impl Arena {
     pub fn new(source: Box<dyn SegmentSource>) -> Arena {
         Arena {

@@ -3,7 +3,8 @@
 //! [`tree`] reads the repository into memory, [`rules`] judges it; `tests/repository.rs` puts the two together. The
 //! client programs (`tests/clients/`) and the proof that `store` and `wal` need no std (`tests/no_std/`) are beside
 //! them and are run by `test.sh`. [`oracle`] sends random commands to redis-server and to Millrace and compares the replies
-//! byte for byte; `tests/oracle.rs` says how many. [`fleet`] drives several shards in one thread, from a seed.
+//! byte for byte; `tests/oracle.rs` says how many. [`fleet`] drives several shards in one thread, from a seed;
+//! [`simulator`] the whole server with its log, on a machine whose power is cut.
 //! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them,
 //! `tests/linearizability_power_cuts.rs` across power cuts.
 //! [`random`] is the seeded generator.
@@ -16,4 +17,5 @@ pub mod power_cut;
 pub mod random;
 pub mod rules;
 pub mod runner;
+pub mod simulator;
 pub mod tree;

@@ -277,7 +277,7 @@ pub(crate) fn in_words(error: &io::Error) -> String {
 }
 
 /// Lets the kernel begin to read what will be wanted soon.
-pub(crate) fn read_ahead(file: &File, offset: u64, length: u64) {
+fn read_ahead(file: &File, offset: u64, length: u64) {
     // SAFETY: no pointers; the descriptor is open. It is advice: whether it is taken does not matter.
     unsafe {
         libc::posix_fadvise(
@@ -302,6 +302,69 @@ pub struct LogListing {
 
 /// What a repair appends to the name of a file that it takes out of the log.
 pub const SET_ASIDE_SUFFIX: &str = ".damaged";
+
+/// Where recovery reads a log: a directory of files, or a disk that is simulated.
+pub trait LogSource {
+    /// An open segment.
+    type File;
+    /// The directory, as messages name it.
+    fn directory(&self) -> &Path;
+    /// What is there.
+    fn list(&self) -> io::Result<LogListing>;
+    /// Opens a segment to be read.
+    fn open(&self, sequence: Sequence) -> io::Result<Self::File>;
+    /// Reads what is there; 0 at the end.
+    fn read_at(&self, file: &Self::File, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Lets the system begin to read what will be wanted soon.
+    fn read_ahead(&self, file: &Self::File, offset: u64, length: u64);
+    /// Makes what can be read durable.
+    fn flush(&self, file: &Self::File) -> io::Result<()>;
+    /// Makes the names durable.
+    fn flush_directory(&self) -> io::Result<()>;
+}
+
+/// The log of a directory, to be read.
+#[derive(Clone, Debug)]
+pub struct LogDirectory(PathBuf);
+
+impl LogDirectory {
+    /// Of this one.
+    pub fn new(directory: &Path) -> LogDirectory {
+        LogDirectory(directory.to_path_buf())
+    }
+}
+
+impl LogSource for LogDirectory {
+    type File = File;
+
+    fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    fn list(&self) -> io::Result<LogListing> {
+        list(&self.0)
+    }
+
+    fn open(&self, sequence: Sequence) -> io::Result<File> {
+        File::open(self.0.join(FileName::Segment(sequence).to_string()))
+    }
+
+    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        file.read_at(bytes, offset)
+    }
+
+    fn read_ahead(&self, file: &File, offset: u64, length: u64) {
+        read_ahead(file, offset, length);
+    }
+
+    fn flush(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn flush_directory(&self) -> io::Result<()> {
+        flush_directory(&self.0)
+    }
+}
 
 /// Looks what is in a directory.
 pub fn list(directory: &Path) -> io::Result<LogListing> {

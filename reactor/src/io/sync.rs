@@ -60,6 +60,15 @@ impl Bell {
         sys::eventfd_raise(self.event.as_fd());
     }
 
+    /// Whether it has rung since it was last waited for; for whoever cannot wait.
+    pub fn take(&self) -> bool {
+        let has_rung = sys::is_readable(self.event.as_fd());
+        if has_rung {
+            sys::eventfd_take(self.event.as_fd());
+        }
+        has_rung
+    }
+
     /// Waits until it rings, at most `timeout`; `None`: for ever. May end early.
     pub fn wait(&self, timeout: Option<Duration>) {
         if sys::wait_readable(self.event.as_fd(), timeout) {

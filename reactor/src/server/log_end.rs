@@ -32,13 +32,20 @@ pub struct LogEnd {
     has_failed: bool,
     /// This shard tells the operator, for all of them.
     speaks: bool,
+    /// Bytes of records that a turn may write.
+    window: usize,
 }
 
 impl LogEnd {
     /// With the handle of this shard; `bell` is what its waker rings.
     pub fn new(handle: LogHandle, bell: Arc<Bell>, speaks: bool) -> LogEnd {
         let told = handle.durable_lsn();
-        LogEnd { handle, bell, told, refused: None, has_failed: false, speaks }
+        LogEnd { handle, bell, told, refused: None, has_failed: false, speaks, window: WINDOW }
+    }
+
+    /// With another window than a server has: small files want a small one. It must suffice for what a turn receives.
+    pub fn with_window(self, window: usize) -> LogEnd {
+        LogEnd { window, ..self }
     }
 
     /// Rings when something has become durable that this shard waits for.
@@ -91,7 +98,7 @@ impl LogEnd {
             }
         }
         // A value that came in many pieces is executed in one: without room for it, it would wait for the disk for ever.
-        match self.handle.admit(WINDOW + pipeline.kept_input()) {
+        match self.handle.admit(self.window + pipeline.kept_input()) {
             Ok(()) => {
                 if self.refused.take().is_some() {
                     if self.speaks {

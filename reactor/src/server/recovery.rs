@@ -5,15 +5,14 @@
 //! believed: it may be in the page cache only, and a crash could take back what was served.
 
 use crate::clock::monotonic_ns;
-use crate::io::log_files::{self, LogListing, checksum, read_ahead};
+use crate::io::log_files::{self, LogDirectory, LogListing, LogSource, checksum};
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 use wal::block::BlockHeader;
+use wal::checksum::Checksum;
 use wal::damage::{Damage, DamageKind};
 use wal::end_of_log::{EndOfLog, Tail};
 use wal::group_commit::Start;
@@ -68,6 +67,8 @@ pub struct RecoveryOptions {
     pub report_period: Duration,
     /// Random, new for each start.
     pub uid_seed: u64,
+    /// What blocks are checked with.
+    pub checksum: Checksum,
 }
 
 impl RecoveryOptions {
@@ -79,6 +80,7 @@ impl RecoveryOptions {
             durable_at_least: Lsn::ZERO,
             report_period: Duration::from_secs(1),
             uid_seed,
+            checksum: checksum(),
         }
     }
 }
@@ -230,8 +232,18 @@ pub fn recover(
     report: &mut dyn FnMut(&str),
     each: impl FnMut(Lsn, u64, &[u8]) -> Result<(), String>,
 ) -> Result<Recovered, RecoveryError> {
+    recover_from(LogDirectory::new(directory), options, report, each)
+}
+
+/// [`recover`], wherever the files are.
+pub fn recover_from(
+    source: impl LogSource,
+    options: RecoveryOptions,
+    report: &mut dyn FnMut(&str),
+    each: impl FnMut(Lsn, u64, &[u8]) -> Result<(), String>,
+) -> Result<Recovered, RecoveryError> {
     let begun = monotonic_ns();
-    let files = LogOnDisk::open(directory)?;
+    let files = LogOnDisk::of(source, options.checksum)?;
     files.flush()?;
     let read = ReadOptions {
         from: options.from,
@@ -278,11 +290,13 @@ pub fn records_about(directory: &Path) -> Result<u64, RecoveryError> {
 
 /// The files of a log, open.
 #[derive(Debug)]
-pub(crate) struct LogOnDisk {
+pub(crate) struct LogOnDisk<S: LogSource = LogDirectory> {
+    source: S,
+    checksum: Checksum,
     pub(crate) directory: PathBuf,
     pub(crate) listing: LogListing,
     /// In the listing's order.
-    files: Vec<File>,
+    files: Vec<S::File>,
     heads: Vec<Vec<u8>>,
 }
 
@@ -332,19 +346,25 @@ impl Progress<'_> {
 
 impl LogOnDisk {
     pub(crate) fn open(directory: &Path) -> Result<LogOnDisk, RecoveryError> {
+        LogOnDisk::of(LogDirectory::new(directory), checksum())
+    }
+}
+
+impl<S: LogSource> LogOnDisk<S> {
+    fn of(source: S, checksum: Checksum) -> Result<LogOnDisk<S>, RecoveryError> {
+        let directory = source.directory().to_path_buf();
         let failed = |doing, path: PathBuf, error| RecoveryError::Io { path, doing, offset: 0, error };
-        let listing =
-            log_files::list(directory).map_err(|error| failed("listing", directory.to_path_buf(), error))?;
+        let listing = source.list().map_err(|error| failed("listing", directory.clone(), error))?;
         let (mut files, mut heads) = (Vec::new(), Vec::new());
         for &(sequence, length) in &listing.segments {
             let path = directory.join(FileName::Segment(sequence).to_string());
-            let file = File::open(&path).map_err(|error| failed("opening", path.clone(), error))?;
+            let file = source.open(sequence).map_err(|error| failed("opening", path.clone(), error))?;
             let mut head = vec![0; HEAD_BYTES.min(length as usize)];
-            file.read_exact_at(&mut head, 0).map_err(|error| failed("reading", path, error))?;
+            read_exact_at(&source, &file, &mut head).map_err(|error| failed("reading", path, error))?;
             files.push(file);
             heads.push(head);
         }
-        Ok(LogOnDisk { directory: directory.to_path_buf(), listing, files, heads })
+        Ok(LogOnDisk { source, checksum, directory, listing, files, heads })
     }
 
     fn path(&self, sequence: Sequence) -> PathBuf {
@@ -355,16 +375,16 @@ impl LogOnDisk {
     pub(crate) fn flush(&self) -> Result<(), RecoveryError> {
         let failed = |path, error| RecoveryError::Io { path, doing: "flushing", offset: 0, error };
         for (file, &(sequence, _)) in self.files.iter().zip(&self.listing.segments) {
-            file.sync_data().map_err(|error| failed(self.path(sequence), error))?;
+            self.source.flush(file).map_err(|error| failed(self.path(sequence), error))?;
         }
-        log_files::flush_directory(&self.directory).map_err(|error| failed(self.directory.clone(), error))
+        self.source.flush_directory().map_err(|error| failed(self.directory.clone(), error))
     }
 
     /// Every segment's number, length, header if it has one, and first block's header if it has begun.
     pub(crate) fn headers(
         &self,
     ) -> impl Iterator<Item = (Sequence, u64, Option<SegmentHeader>, Option<BlockHeader>)> {
-        let checksum = checksum();
+        let checksum = self.checksum;
         self.listing.segments.iter().zip(&self.heads).map(move |(&(sequence, length), head)| {
             let header = SegmentHeader::decode(head, checksum).ok();
             let block = header.and_then(|header| {
@@ -402,7 +422,7 @@ impl LogOnDisk {
             .zip(&self.heads)
             .map(|(&(sequence, length), head)| SegmentFile { sequence, length, head })
             .collect();
-        let mut reader = match LogReader::open(&files, options, checksum()) {
+        let mut reader = match LogReader::open(&files, options, self.checksum) {
             Ok(reader) => reader,
             Err(damage) => return Ok(Read::Damaged(self.directory.clone(), damage, None)),
         };
@@ -445,15 +465,15 @@ impl LogOnDisk {
         let index = index.expect("the reader wants what it was given");
         let behind = offset + length as u64;
         if behind < segments[index].1 {
-            read_ahead(&self.files[index], behind, length as u64);
+            self.source.read_ahead(&self.files[index], behind, length as u64);
         } else if let Some(next) = self.files.get(index + 1) {
-            read_ahead(next, 0, length as u64);
+            self.source.read_ahead(next, 0, length as u64);
         }
         // Only what grows is cleared; what is there is overwritten.
         memory.resize(length, 0);
         let mut read = 0;
         while read < length {
-            match self.files[index].read_at(&mut memory[read..], offset + read as u64) {
+            match self.source.read_at(&self.files[index], &mut memory[read..], offset + read as u64) {
                 // The file became shorter: the reader says what that means.
                 Ok(0) => break,
                 Ok(bytes) => read += bytes,
@@ -467,6 +487,20 @@ impl LogOnDisk {
         memory.truncate(read);
         Ok(())
     }
+}
+
+/// Reads the beginning of a file.
+fn read_exact_at<S: LogSource>(source: &S, file: &S::File, bytes: &mut [u8]) -> io::Result<()> {
+    let mut read = 0;
+    while read < bytes.len() {
+        match source.read_at(file, &mut bytes[read..], read as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A number of bytes, as people read it.

@@ -187,6 +187,11 @@ impl<D: Driver, C: TurnClock> Shard<D, C> {
     }
 
     /// The driver.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    /// The driver.
     pub fn driver_mut(&mut self) -> &mut D {
         &mut self.driver
     }

@@ -1,0 +1,527 @@
+//! The whole server in one thread, on a simulated machine, and the power cut at any step.
+//!
+//! A run is several lives of one server on one disk. In each, real shards, the real log and real recovery
+//! ([`server`]) serve simulated clients ([`client`]) over a simulated network ([`net`]), while the simulated disk
+//! ([`disk`]) is slow, fails, or fills up; at some step the power goes, the process is killed, or the server is stopped as an
+//! operator would. The next life begins with what the disk still has, and may be cut while it recovers. The
+//! [`ledger`] judges every reply and every recovery.
+//!
+//! Everything follows from one seed: it replays a run exactly. Nothing here sleeps, starts a thread or touches a
+//! file. What is not simulated is how threads meet inside a step: loom tries that for the mailbox (`tests/model`), and
+//! the fields that shards and the log's owner share are tested by threads in `reactor/tests/log.rs`.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`server`] | a life: shards, the log's owner, its helper, step by step |
+//! | [`clock`] | time |
+//! | [`net`] | connections, and the driver that a shard sees |
+//! | [`disk`] | what is durable, what a power cut leaves, what fails |
+//! | [`client`] | who asks, and for what |
+//! | [`command`] | the commands, and the model of what they answer |
+//! | [`ledger`] | what was executed and promised, and what must come back |
+//! | [`campaign`] | many seeds on all cores, and what they came to |
+
+pub mod campaign;
+pub mod client;
+pub mod clock;
+pub mod command;
+pub mod disk;
+pub mod ledger;
+pub mod net;
+pub mod server;
+
+/// Says what happens, in a run that is replayed with MILLRACE_TRACE=1.
+macro_rules! trace {
+    ($($what:tt)*) => {
+        if crate::simulator::is_traced() {
+            println!($($what)*);
+        }
+    };
+}
+use trace;
+
+use crate::random::Random;
+use client::{Client, Tokens};
+use clock::SimClock;
+use disk::{Disk, Lie, Troubles};
+use ledger::{Ledger, Loss};
+use net::Net;
+use reactor::io::log_files::{LogWriteMode, checksum};
+use reactor::server::log_handle::LogState;
+use reactor::server::log_owner::LogOptions;
+use server::{Actor, NoStart, Server, Setup, read_log};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::time::Duration;
+use store::session::Durability;
+use wal::checksum::Checksum;
+use wal::settings::FlushPolicy;
+
+/// A mistake that is made on purpose: the simulator must find each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Acknowledges before the flush.
+    AcknowledgesEarly,
+    /// Takes a failed write or flush for one that succeeded.
+    IgnoresFailedFlush,
+    /// Believes every block, whatever its checksum.
+    SkipsChecksum,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 3] = [Bug::AcknowledgesEarly, Bug::IgnoresFailedFlush, Bug::SkipsChecksum];
+}
+
+/// What runs came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Runs.
+    pub runs: u64,
+    /// Times that the power went, and that the process was killed.
+    pub power_cuts: u64,
+    /// See there.
+    pub kills: u64,
+    /// Power cuts while recovery was reading.
+    pub cut_recoveries: u64,
+    /// Ends as an operator makes them.
+    pub stops: u64,
+    /// Lives in which a write or flush failed.
+    pub failed_logs: u64,
+    /// Lives in which writes were refused for want of room.
+    pub full_disks: u64,
+    /// Recoveries that refused a log whose bits were flipped.
+    pub damage_refused: u64,
+    /// Lives at whose end everything had been answered.
+    pub quiet_ends: u64,
+    /// Records executed, and those of them that a crash took.
+    pub records: u64,
+    /// See there.
+    pub lost_records: u64,
+    /// Replies that were judged.
+    pub replies: u64,
+    /// Of them, writes that were refused.
+    pub refused: u64,
+    /// Steps.
+    pub steps: u64,
+}
+
+impl Tally {
+    /// Times that a server ended without being asked.
+    pub fn crashes(&self) -> u64 {
+        self.power_cuts + self.kills + self.cut_recoveries
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Tally) {
+        self.runs += other.runs;
+        self.power_cuts += other.power_cuts;
+        self.kills += other.kills;
+        self.cut_recoveries += other.cut_recoveries;
+        self.stops += other.stops;
+        self.failed_logs += other.failed_logs;
+        self.full_disks += other.full_disks;
+        self.damage_refused += other.damage_refused;
+        self.quiet_ends += other.quiet_ends;
+        self.records += other.records;
+        self.lost_records += other.lost_records;
+        self.replies += other.replies;
+        self.refused += other.refused;
+        self.steps += other.steps;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} runs, {} crashes ({} power cuts, {} kills, {} cut while recovering), {} stops, {} failed logs, {} full \
+             disks, {} logs refused for flipped bits, {} quiet ends; {} records, {} of them lost unpromised; {} \
+             replies judged, {} writes refused; {} steps",
+            self.runs,
+            self.crashes(),
+            self.power_cuts,
+            self.kills,
+            self.cut_recoveries,
+            self.stops,
+            self.failed_logs,
+            self.full_disks,
+            self.damage_refused,
+            self.quiet_ends,
+            self.records,
+            self.lost_records,
+            self.replies,
+            self.refused,
+            self.steps
+        )
+    }
+}
+
+thread_local! {
+    /// See [`Bug::SkipsChecksum`].
+    static SKIPS_CHECKSUM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// CRC-32C, or nothing: then whatever stands there agrees with it.
+fn rigged_checksum() -> Checksum {
+    let rigged = |crc, bytes: &[u8]| match SKIPS_CHECKSUM.get() {
+        true => 0,
+        false => checksum().continued(crc, bytes),
+    };
+    SKIPS_CHECKSUM.set(false);
+    Checksum::lent(rigged).expect("it computes CRC-32C as long as it is honest")
+}
+
+/// Whether MILLRACE_TRACE is set.
+fn is_traced() -> bool {
+    static IS_TRACED: OnceLock<bool> = OnceLock::new();
+    *IS_TRACED.get_or_init(|| std::env::var_os("MILLRACE_TRACE").is_some())
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    PowerCut,
+    Kill,
+    Stop,
+}
+
+/// A run: what stays from life to life.
+struct Run {
+    random: Random,
+    clock: SimClock,
+    disk: Rc<RefCell<Disk>>,
+    ledger: Ledger,
+    tokens: Tokens,
+    checksum: Checksum,
+    class: Durability,
+    policy: FlushPolicy,
+    segment_bytes: u64,
+    block_bytes_max: usize,
+    write_mode: LogWriteMode,
+    flips: bool,
+    /// The disk takes its time in this life.
+    is_slow: bool,
+    /// The log failed in this life.
+    has_failed: bool,
+    /// A bit was flipped: acknowledged records may be refused or, at the end, cut. Nothing may be invented.
+    is_rotten: bool,
+    tally: Tally,
+}
+
+/// One run. An error says what was wrong, and nothing of the seed.
+pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
+    let mut random = Random::new(seed);
+    let checksum = rigged_checksum();
+    SKIPS_CHECKSUM.set(bug == Some(Bug::SkipsChecksum));
+    let lie = match bug {
+        Some(Bug::AcknowledgesEarly) => Some(Lie::CompletesBeforeFlush),
+        Some(Bug::IgnoresFailedFlush) => Some(Lie::HidesFailures),
+        Some(Bug::SkipsChecksum) | None => None,
+    };
+    let block_bytes_max = *random.pick(&[4096, 4096, 8192, 16_384]);
+    let clock = SimClock::new(*random.pick(&[50, 200, 1000, 5000]));
+    let is_always = random.chance(70);
+    let mut run = Run {
+        disk: Rc::new(RefCell::new(Disk::new(random.next_u64(), lie))),
+        clock,
+        ledger: Ledger::default(),
+        tokens: Tokens::default(),
+        checksum,
+        class: if is_always { Durability::Always } else { Durability::EverySecond },
+        policy: if is_always { FlushPolicy::EveryBlock } else { FlushPolicy::OnRequest },
+        segment_bytes: (12_288 + 2 * block_bytes_max as u64) + 4096 * (random.next_u64() % 24),
+        block_bytes_max,
+        write_mode: *random.pick(&[LogWriteMode::Direct, LogWriteMode::Fdatasync]),
+        flips: random.chance(10) || bug == Some(Bug::SkipsChecksum),
+        is_slow: false,
+        has_failed: false,
+        is_rotten: false,
+        tally: Tally { runs: 1, ..Tally::default() },
+        random,
+    };
+    for _ in 0..2 + run.random.below(4) {
+        if !run.live()? {
+            return Ok(run.tally);
+        }
+    }
+    run.read_back()?;
+    Ok(run.tally)
+}
+
+impl Run {
+    /// One life. False: there can be no other.
+    fn live(&mut self) -> Result<bool, String> {
+        let Some((start, records)) = self.read_back()? else { return Ok(false) };
+        let setup = self.setup();
+        let net =
+            Net::new(self.random.next_u64(), setup.shards, *self.random.pick(&[5000, 200_000, 5_000_000]));
+        let net = Rc::new(RefCell::new(net));
+        let seed = self.random.next_u64();
+        let mut server = Server::start(&self.disk, &self.clock, &net, &setup, &start, &records, seed)?;
+        let now = self.clock.nanos();
+        let mut clients: Vec<Client> = (0..1 + self.random.below(4))
+            .map(|name| Client::new(name, self.random.next_u64(), setup.shards, self.class, now))
+            .collect();
+        clients[0].audit(&mut net.borrow_mut(), &self.ledger, now);
+        trace!("{now}: a life on {} shards, {} clients, LSN {}", setup.shards, clients.len(), start.next_lsn);
+        trace!("{setup:?}");
+        let end = *self.random.pick(&[End::PowerCut, End::PowerCut, End::PowerCut, End::Kill, End::Stop]);
+        // Most power cuts come out of the blue, some when everybody has their answers.
+        let is_quiet = end == End::Stop || self.random.chance(25);
+        let steps = 20 + self.random.below(*self.random.clone().pick(&[60, 400, 1200]));
+        let done = self.serve(&mut server, &net, &mut clients, steps);
+        let done = done.and_then(|()| match is_quiet {
+            true => self.settle(&mut server, &net, &mut clients, end == End::Stop),
+            false => Ok(()),
+        });
+        for client in &clients {
+            self.tally.replies += client.replies;
+            self.tally.refused += client.refused;
+        }
+        done?;
+        self.has_failed = server.failed_at.is_some();
+        self.tally.failed_logs += u64::from(self.has_failed);
+        // What was sent is read, whatever becomes of the server.
+        for client in &mut clients {
+            client.step(&mut net.borrow_mut(), &mut self.ledger, &mut self.tokens, u64::MAX / 2, true)?;
+        }
+        self.ledger.note_durable(server.durable());
+        trace!("{}: {end:?}, durable {}", self.clock.nanos(), server.durable());
+        match end {
+            End::Stop => {
+                self.tally.stops += 1;
+                if !server.is_over() {
+                    return Err(String::from("the server was stopped and does not end"));
+                }
+                let has_failed = server.failed_at.is_some();
+                let closed = server.finish();
+                if let Err(why) = closed
+                    && !has_failed
+                {
+                    return Err(format!("the log was closed, and: {why}"));
+                }
+                if !has_failed {
+                    self.ledger.note_durable(self.ledger.latest());
+                }
+                // Sometimes the machine goes down behind it.
+                if self.random.chance(50) {
+                    self.disk.borrow_mut().cut_power(Vec::new());
+                }
+            }
+            End::PowerCut => {
+                self.tally.power_cuts += 1;
+                self.disk.borrow_mut().cut_power(server.end());
+            }
+            End::Kill => {
+                self.tally.kills += 1;
+                self.disk.borrow_mut().kill(server.end());
+            }
+        }
+        self.disk.borrow_mut().troubles = Troubles::default();
+        self.disk.borrow_mut().capacity = usize::MAX;
+        Ok(true)
+    }
+
+    /// What a start finds. `None`: it rightly refuses to start.
+    #[allow(clippy::type_complexity, reason = "how a log goes on, and what it holds")]
+    fn read_back(&mut self) -> Result<Option<(wal::group_commit::Start, Vec<(u64, Vec<u8>)>)>, String> {
+        let ended = self.clock.nanos();
+        // It takes a while until somebody starts it again.
+        self.clock.leap(ended + self.random.next_u64() % 2_000_000_000);
+        if self.flips && self.ledger.latest() > 0 && self.random.chance(50) {
+            self.is_rotten = true;
+            trace!("{ended}: a bit is flipped");
+            self.disk.borrow_mut().flip();
+        }
+        loop {
+            let fuse = self.random.chance(20).then(|| self.random.below(12));
+            self.disk.borrow_mut().fuse = fuse;
+            let found = read_log(&self.disk, self.checksum, self.random.next_u64());
+            self.disk.borrow_mut().fuse = None;
+            match found {
+                Ok((recovered, records)) => {
+                    trace!("recovered: {:?}", recovered.end);
+                    let loss = (self.policy == FlushPolicy::OnRequest).then_some(Loss {
+                        span_max: 1_050_000_000,
+                        // A log that has failed takes nothing more, however long it goes on.
+                        age_max: if self.is_slow || self.has_failed { u64::MAX / 2 } else { 1_000_000_000 },
+                    });
+                    let executed = self.ledger.latest();
+                    self.ledger.recover(&records, ended, loss, self.is_rotten)?;
+                    if recovered.start.next_lsn.0 != records.len() as u64 + 1 {
+                        return Err(format!("{} records, and then {:?}", records.len(), recovered.start));
+                    }
+                    self.tally.records += executed;
+                    self.tally.lost_records += executed - self.ledger.latest();
+                    return Ok(Some((recovered.start, records)));
+                }
+                Err(NoStart::PowerCut) => {
+                    trace!("the power goes while recovery reads");
+                    self.tally.cut_recoveries += 1;
+                    self.disk.borrow_mut().cut_power(Vec::new());
+                }
+                Err(NoStart::Damage(_)) if self.is_rotten => {
+                    self.tally.damage_refused += 1;
+                    return Ok(None);
+                }
+                Err(NoStart::Damage(why) | NoStart::Wrong(why)) => return Err(format!("recovery: {why}")),
+            }
+        }
+    }
+
+    fn setup(&mut self) -> Setup {
+        let random = &mut self.random;
+        self.is_slow = random.chance(20);
+        let delay = |random: &mut Random, is_slow| match is_slow {
+            true => *random.pick(&[100_000_000, 2_000_000_000]),
+            false => *random.pick(&[100_000, 2_000_000, 20_000_000]),
+        };
+        // Under `everysec` blocks go to the page cache.
+        let is_block_slow = self.is_slow && self.policy == FlushPolicy::EveryBlock;
+        let window = *random.pick(&[24 << 10, 48 << 10, 256 << 10]);
+        Setup {
+            shards: *random.pick(&[1, 1, 2, 3]),
+            class: self.class,
+            log: LogOptions {
+                segment_bytes: self.segment_bytes,
+                block_bytes_max: self.block_bytes_max,
+                pending_bytes_max: *random.pick(&[32 << 10, 256 << 10, 64 << 20]),
+                spare_segments: 1 + random.below(2),
+                policy: self.policy,
+                write_mode: self.write_mode,
+                idle_period: Duration::from_millis(*random.pick(&[20, 1000])),
+                ..LogOptions::default()
+            },
+            window,
+            hop_queue: *random.pick(&[1, 4, 1024]),
+            block_delay: delay(random, is_block_slow),
+            helper_delay: delay(random, self.is_slow),
+            checksum: self.checksum,
+        }
+    }
+
+    /// Lets anything happen that can, so often.
+    fn serve(
+        &mut self,
+        server: &mut Server,
+        net: &Rc<RefCell<Net>>,
+        clients: &mut [Client],
+        steps: usize,
+    ) -> Result<(), String> {
+        let trouble_at = self.random.below(steps);
+        let trouble = self.random.below(10);
+        let mut was_full = false;
+        for step in 0..steps {
+            if step == trouble_at {
+                let disk = &mut *self.disk.borrow_mut();
+                let percent = *self.random.pick(&[2, 20, 100]);
+                match trouble {
+                    0 => disk.troubles.failures = percent,
+                    1 => disk.troubles.other_failures = percent,
+                    2 | 3 => disk.capacity = disk.used() + self.random.below(3) * self.segment_bytes as usize,
+                    4 => disk.troubles.short_writes = percent.min(60),
+                    _ => {}
+                }
+            }
+            if trouble == 2 && step == trouble_at + steps / 3 {
+                self.disk.borrow_mut().capacity = usize::MAX;
+            }
+            was_full |= matches!(server.state(), LogState::Full(_));
+            if !self.step(server, net, clients, false)? {
+                break;
+            }
+        }
+        self.tally.full_disks += u64::from(was_full);
+        Ok(())
+    }
+
+    /// Nobody asks for more and nothing fails any more: everybody gets an answer. With `stops` the server ends, too.
+    fn settle(
+        &mut self,
+        server: &mut Server,
+        net: &Rc<RefCell<Net>>,
+        clients: &mut [Client],
+        stops: bool,
+    ) -> Result<(), String> {
+        server.heal();
+        // Longer than anything that is waited for: a slow disk prepares twenty segments.
+        let patience = 1_000_000_000_000;
+        let mut until = self.clock.nanos() + patience;
+        let mut steps = 0;
+        while clients.iter().any(|client| client.outstanding() > 0) {
+            steps += 1;
+            if !self.step(server, net, clients, true)? || self.clock.nanos() > until || steps > 200_000 {
+                let stuck = clients.iter().find(|client| client.outstanding() > 0);
+                let what = stuck.map_or(String::new(), Client::first_outstanding);
+                return Err(format!("nobody answers {what}; the log: {:?}", server.state()));
+            }
+        }
+        self.tally.quiet_ends += 1;
+        if stops {
+            net.borrow_mut().stop();
+            until = self.clock.nanos() + patience;
+            while !server.is_over() && self.clock.nanos() < until && steps < 400_000 {
+                steps += 1;
+                if !self.step(server, net, clients, true)? {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One step of anybody. False: nothing will ever happen again.
+    fn step(
+        &mut self,
+        server: &mut Server,
+        net: &Rc<RefCell<Net>>,
+        clients: &mut [Client],
+        quiet: bool,
+    ) -> Result<bool, String> {
+        self.tally.steps += 1;
+        let now = self.clock.nanos();
+        let (mut ready, mut next) = (Vec::new(), None::<u64>);
+        let mut consider = |actor: usize, due: Option<u64>| match due {
+            Some(at) if at <= now => ready.push(actor),
+            Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+            None => {}
+        };
+        consider(0, server.due(Actor::Owner));
+        consider(1, server.due(Actor::Helper));
+        let shards = server.shards();
+        for shard in 0..shards {
+            consider(2 + shard, server.due(Actor::Shard(shard)));
+        }
+        for (index, client) in clients.iter().enumerate() {
+            consider(2 + shards + index, client.due(&net.borrow(), quiet));
+        }
+        let Some(&chosen) = (!ready.is_empty()).then(|| self.random.pick(&ready)) else {
+            let Some(next) = next else { return Ok(false) };
+            self.clock.leap(next);
+            return Ok(true);
+        };
+        match chosen {
+            0 => server.step(Actor::Owner, &mut self.ledger)?,
+            1 => server.step(Actor::Helper, &mut self.ledger)?,
+            _ if chosen < 2 + shards => server.step(Actor::Shard(chosen - 2), &mut self.ledger)?,
+            _ => {
+                let client = &mut clients[chosen - 2 - shards];
+                client.step(&mut net.borrow_mut(), &mut self.ledger, &mut self.tokens, now, quiet)?;
+                // Who asks takes time, too.
+                self.clock.leap(now + self.clock.step);
+            }
+        }
+        if let Some(failed_at) = server.failed_at
+            && self.ledger.promised() > failed_at
+        {
+            return Err(format!(
+                "LSN {} was promised after the log failed at {failed_at}",
+                self.ledger.promised()
+            ));
+        }
+        Ok(true)
+    }
+}
