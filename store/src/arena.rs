@@ -157,6 +157,8 @@ pub(crate) struct Segment {
     pub kind: Kind,
     /// Immutable: nothing may write into it.
     pub sealed: bool,
+    /// Slots that are freed in it are remembered instead of listed: it is sealed, or will be before it moves out of a file.
+    pub keeps_dead: bool,
     /// Being emptied by compaction: slots freed in it are not listed, and slots listed in it are not taken.
     pub evacuating: bool,
     pub class: u8,
@@ -177,6 +179,7 @@ pub(crate) struct Segment {
 const NO_SEGMENT: Segment = Segment {
     kind: Kind::Empty,
     sealed: false,
+    keeps_dead: false,
     evacuating: false,
     class: 0,
     live: 0,

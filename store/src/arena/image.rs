@@ -122,7 +122,7 @@ impl Arena {
                 Kind::Span(_) => RegionKind::Span,
                 Kind::Empty | Kind::Continuation => continue,
             };
-            segment.sealed = true;
+            (segment.sealed, segment.keeps_dead) = (true, true);
             let bytes = self.memory[number].len();
             regions.push(RegionInfo { kind, number: number as u32, bytes });
             parts.push(Part { number, bytes, kept: None });
@@ -196,9 +196,10 @@ impl Arena {
 
     /// Allows writing again.
     fn unseal(&mut self, number: usize) {
-        self.segments[number].sealed = false;
-        match self.segments[number].kind {
-            Kind::Span(_) if self.segments[number].live == 0 => self.release_segment(number),
+        let segment = &mut self.segments[number];
+        (segment.sealed, segment.keeps_dead) = (false, false);
+        match segment.kind {
+            Kind::Span(_) if segment.live == 0 => self.release_segment(number),
             _ => {
                 if let Some(aside) = &mut self.aside
                     && aside.dead.get(number).is_some_and(|dead| !dead.is_empty())
@@ -209,13 +210,13 @@ impl Arena {
         }
     }
 
-    /// A record in a sealed segment died.
+    /// A record died in a segment that keeps its dead.
     #[cold]
     #[inline(never)]
     pub(super) fn note_dead(&mut self, offset: Offset) {
         let number = segment_of(offset);
         if self.segments[number].kind == Kind::Shared {
-            let aside = self.aside.as_mut().expect("segments are sealed while an image is taken");
+            let aside = self.aside.as_mut().expect("something is aside while a segment keeps its dead");
             aside.dead[number].push(offset & (SEGMENT_UNITS - 1));
             aside.dead_slots += 1;
         }
@@ -311,12 +312,15 @@ impl Arena {
             }
         }
         (self.segments, self.memory) = (segments, memory);
+        for segment in self.segments.iter_mut().filter(|segment| segment.kind == Kind::Shared) {
+            segment.keeps_dead = true;
+        }
         self.aside = Some(Box::new(Aside {
             heads: lists.heads,
             tails: lists.tails,
             open: lists.open,
             is_held: true,
-            dead: Vec::new(),
+            dead: vec![Vec::new(); self.segments.len()],
             dead_slots: 0,
             listable: Vec::new(),
             joined: 0,
@@ -345,14 +349,14 @@ impl Arena {
         self.released.push(old);
     }
 
-    /// Has a long record stand still while it is copied in parts. Overwriting it gives it another place.
-    pub fn seal_span(&mut self, number: usize) {
-        debug_assert!(matches!(self.segments[number].kind, Kind::Span(_)));
-        self.segments[number].sealed = true;
+    /// Has a segment stand still while it is copied in parts: overwriting a record gives it another place.
+    pub fn seal_moving(&mut self, number: usize) {
+        let segment = &mut self.segments[number];
+        (segment.sealed, segment.keeps_dead) = (true, true);
     }
 
-    /// It is copied.
-    pub fn unseal_span(&mut self, number: usize) {
+    /// It is copied, or stays where it is.
+    pub fn end_moving(&mut self, number: usize) {
         self.unseal(number);
     }
 }

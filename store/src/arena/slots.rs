@@ -154,7 +154,7 @@ impl Arena {
         let segment = &mut self.segments[number];
         segment.live -= slot_bytes as usize;
         self.live -= slot_bytes as usize;
-        if segment.sealed {
+        if segment.keeps_dead {
             return self.note_dead(offset);
         }
         if let Kind::Span(_) = segment.kind {

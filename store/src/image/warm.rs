@@ -1,10 +1,11 @@
 //! Warming: a restored keyspace checks its pages in the background and moves out of the file.
 //!
 //! [`warm_step`](Keyspace::warm_step) goes through the regions, those of the index first. It checks what was not checked on
-//! the way, then copies the region into memory from the source and gives the file's pages back to the source. A region of
-//! two mebibytes is copied in one go, some 200 to 400 µs; a long record in parts, for which it is sealed: overwriting it meanwhile
-//! gives it another place. Where the source has no memory, a region stays in the file, which is slower to write to but as
-//! good. At the end the free lists are joined and everything is as if there had been no restart.
+//! the way, then copies the region into memory from the source and gives the file's pages back to the source. Segments and long
+//! records are copied in parts, for which they are sealed: overwriting a record meanwhile gives it another place, and
+//! what dies in them is listed when they have moved. A slab of the index is copied in one go, two mebibytes. Where the source
+//! has no memory, a region stays in the file, which is slower to write to but as good. At the end the free lists are joined
+//! and everything is as if there had been no restart.
 
 use super::{PAGE_BYTES, RegionKind};
 use crate::keyspace::Keyspace;
@@ -14,7 +15,7 @@ use crate::keyspace::Keyspace;
 pub(crate) struct Warming {
     region: usize,
     page: usize,
-    /// Of a long record that is being copied: where to, and how much is there.
+    /// Of the region that is being copied: where to, and how much is there.
     copy: Option<(&'static mut [u8], usize)>,
     pub total_bytes: u64,
     pub checked_bytes: u64,
@@ -36,7 +37,7 @@ pub struct WarmProgress {
 }
 
 impl Keyspace {
-    /// Goes on warming, with about `budget_bytes` of checking or copying, or one region of two mebibytes. True: there is more to do.
+    /// Goes on warming, with about `budget_bytes` of checking or copying, or one slab of the index. True: there is more to do.
     pub fn warm_step(&mut self, budget_bytes: usize) -> bool {
         let mut budget = budget_bytes.max(PAGE_BYTES);
         while budget > 0 {
@@ -46,7 +47,7 @@ impl Keyspace {
             let Some(unchecked) = &self.unchecked else { return false };
             let Some(region) = unchecked.regions.get(unchecked.warm.region) else {
                 self.end_warming();
-                return false;
+                return self.is_tidying();
             };
             let (info, address) = (region.info, region.address);
             let memory = match info.kind {
@@ -78,31 +79,39 @@ impl Keyspace {
         self.is_unsure()
     }
 
-    /// Moves the region at hand, or a part of it.
+    /// Moves the region at hand, or a part of it. Memory is taken in a step of its own, which can cost as much as the copying.
     fn move_region(&mut self, kind: RegionKind, number: usize, bytes: usize, budget: &mut usize) {
         let Some(unchecked) = &mut self.unchecked else { return };
-        let copy = unchecked.warm.copy.take().or_else(|| Some((self.arena.allocate_memory(bytes)?, 0)));
-        let Some((target, from)) = copy else { return self.end_region(false) };
+        let Some((target, from)) = unchecked.warm.copy.take() else {
+            let Some(target) = self.arena.allocate_memory(bytes) else {
+                if kind != RegionKind::Index {
+                    self.arena.end_moving(number);
+                }
+                return self.end_region(false);
+            };
+            if kind != RegionKind::Index {
+                self.arena.seal_moving(number);
+            }
+            unchecked.warm.copy = Some((target, 0));
+            *budget = 0;
+            return;
+        };
         let source = match kind {
             RegionKind::Index => self.index.slab_memory(number),
             RegionKind::Segment | RegionKind::Span => self.arena.memory(number),
         };
-        let end = if kind == RegionKind::Span { bytes.min(from + (*budget).max(PAGE_BYTES)) } else { bytes };
+        let end = if kind == RegionKind::Index { bytes } else { bytes.min(from + (*budget).max(PAGE_BYTES)) };
         target[from..end].copy_from_slice(&source[from..end]);
         *budget = budget.saturating_sub(end - from);
         if end < bytes {
-            self.arena.seal_span(number);
-            let unchecked = self.unchecked.as_mut().expect("looked at above");
             unchecked.warm.copy = Some((target, end));
             return;
         }
-        match kind {
-            RegionKind::Index => self.index.move_slab(number, target),
-            RegionKind::Segment => self.arena.move_segment(number, target),
-            RegionKind::Span => {
-                self.arena.move_segment(number, target);
-                self.arena.unseal_span(number);
-            }
+        if kind == RegionKind::Index {
+            self.index.move_slab(number, target);
+        } else {
+            self.arena.move_segment(number, target);
+            self.arena.end_moving(number);
         }
         self.end_region(true);
     }
