@@ -274,9 +274,10 @@ impl Arena {
         }
     }
 
-    /// Ends the arena, whose memory must be given back already.
-    pub fn into_source(self) -> Box<dyn SegmentSource> {
-        self.source
+    /// Takes the source out of an arena that is to end, whose memory must be given back already.
+    pub fn take_source(&mut self) -> Box<dyn SegmentSource> {
+        debug_assert!(self.memory.iter().all(|memory| memory.is_empty()) && self.released.is_empty());
+        core::mem::replace(&mut self.source, Box::new(HeapSource::default()))
     }
 
     /// Memory that is not for records: the index takes its slabs from the same source.

@@ -741,6 +741,14 @@ impl Index {
 
     // ---- growing and shrinking --------------------------------------------------------------------------
 
+    /// Gives all memory back: the end of the index.
+    pub fn give_back(&mut self, source: &mut dyn SegmentSource) {
+        let slabs = self.slabs.drain(..).filter(|slab| !slab.is_empty()).map(bytemuck::cast_slice_mut);
+        for memory in slabs.chain(self.released.drain(..)) {
+            source.release(memory);
+        }
+    }
+
     /// Gives the index another two mebibytes for buckets; `None` where the source refuses.
     pub fn add_slab(&mut self, source: &mut dyn SegmentSource) -> Option<()> {
         let hole = self.slabs.iter().any(|slab| slab.is_empty());

@@ -198,6 +198,13 @@ pub struct Keyspace {
     moving: Vec<Offset>,
 }
 
+impl Drop for Keyspace {
+    /// What the index held goes back to its source; the arena does the same for itself.
+    fn drop(&mut self) {
+        self.index.give_back(self.arena.source());
+    }
+}
+
 impl Keyspace {
     /// An empty keyspace.
     ///

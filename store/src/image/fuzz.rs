@@ -66,7 +66,7 @@ pub fn fuzz_image_meta(memory: &mut Memory, input: &[u8]) {
             assert!(keyspace.get(b"key", hash, now).is_none());
             assert_eq!(keyspace.len() as u64, decoded.summary.entries);
             keyspace.release_everything();
-            keyspace.arena.into_source()
+            keyspace.arena.take_source()
         }
         Err((_, source)) => source,
     };

@@ -94,7 +94,7 @@ impl Keyspace {
             if !keyspace.check_record(offset, None, Extent::Key) {
                 let damage = keyspace.damage.expect("what was not right was noted");
                 keyspace.release_everything();
-                return Err((ImageError::Damaged(damage), keyspace.arena.into_source()));
+                return Err((ImageError::Damaged(damage), keyspace.arena.take_source()));
             }
             let header = keyspace.arena.header(offset);
             let key = keyspace.arena.key(offset, &header);
