@@ -94,8 +94,11 @@ where
     })
 }
 
+/// What a subcommand makes of its arguments.
+type ReadTool = fn(&ArgMatches) -> Invocation;
+
 /// Subcommands that take no settings.
-const TOOLS: [(&str, fn(&ArgMatches) -> Invocation); 2] = [
+const TOOLS: [(&str, ReadTool); 2] = [
     ("log", |matches| Invocation::Log(LogTool::from_matches(matches))),
     ("journal", |matches| Invocation::Journal(JournalTool::from_matches(matches))),
 ];
