@@ -296,6 +296,57 @@ fn what_does_not_fit_is_said() {
     }
 }
 
+/// Each number of a small meta that cannot be, and what is said of it.
+#[test]
+fn every_table_of_a_meta_is_held_against_the_others() {
+    let source = SharedSource::default();
+    let mut keyspace = Keyspace::new(options(), Box::new(source.clone()));
+    set(&mut keyspace, b"key", b"value", Expiry::Never).unwrap();
+    set(&mut keyspace, b"gone", b"value", Expiry::Never).unwrap();
+    assert!(keyspace.remove(b"gone", keyspace.hash(b"gone"), NOW));
+    let mut taking = take(&mut keyspace, NOW);
+    let right = taking.begin.meta.clone();
+    // One slab, one directory entry, one piece, one segment, one list: so these are where the tables begin.
+    let (slabs, directory, piece, segment, open, list) = (80, 88, 96, 128, 160, 232);
+    assert_eq!(right.len(), list + 12);
+    let first_chunk = right[piece];
+    for (at, byte, expected) in [
+        (16, 2, "1 entries in pieces and stash; expected 2"),
+        (24, 9, "9 of 1 entries expire"),
+        (48, 3, "access fields of kind 3; expected 0, 1 or 2"),
+        (76, 1, "a reserved field is not zero"),
+        (slabs, 0, "expected 1 to"),
+        (slabs + 1, 1, "padding is not zero"),
+        (directory, 1, "entry 0 of the directory is piece 1; expected one below 1"),
+        (piece + 4, first_chunk, "expected one of a slab that is there, and nobody else's"),
+        (piece + 2, 1, "expected one of a slab that is there, and nobody else's"),
+        (piece + 29, 9, "piece 0 has 2305 entries; expected up to 576"),
+        (piece + 30, 8, "piece 0 has 8 chunks; expected 4 to 7"),
+        (piece + 30, 3, "piece 0 has 3 chunks; expected 4 to 7"),
+        (piece + 31, 1, "piece 0 has depth 1; expected at most 0"),
+        (segment, 3, "segment number 0 is of kind 3, 0 are a span's"),
+        (segment, 9, "segment 0 of kind 9 has 2097152 bytes"),
+        (segment + 1, 6, "segment 0 has TTL class 6; expected 0 to 5"),
+        (segment + 5, 1, "segment 0 of kind 1 has 2097408 bytes"),
+        (segment + 8, 1, "1 of them live"),
+        (segment + 11, 1, "of them live"),
+        (open + 11, 1, "class 0 has"),
+        (open, 1, "class 0 has"),
+        (open + 12, 1, "class 1 has"),
+        (list, 1, "free list"),
+        (list + 3, 9, "expected one below"),
+        (list + 6, 9, "free list"),
+        (list + 8, 0, "free list"),
+    ] {
+        taking.begin.meta = right.clone();
+        taking.begin.meta[at] = byte;
+        let found = taking.restore(options(), &source, NOW).err().map(|error| error.to_string());
+        assert!(found.as_ref().is_some_and(|text| text.contains(expected)), "byte {at} is {byte}: {found:?}");
+    }
+    taking.begin.meta = right;
+    taking.restore(options(), &source, NOW).unwrap().check().unwrap();
+}
+
 /// A restored keyspace looks at pages only when it needs them, and first.
 #[test]
 fn a_lookup_after_a_restart_touches_few_pages() {
