@@ -118,11 +118,11 @@ impl JournalTool {
         match self {
             JournalTool::Rekey { directory, key, new_key } => {
                 let new_key = KeySource::File(new_key.clone());
-                work::rekey(directory, key, &new_key, &mut survive, out)
+                steps::rekey(directory, key, &new_key, &mut survive, out)
             }
             JournalTool::Convert { directory, to, key } => {
                 let to = JournalKind::parse(to).map_err(ToolError::Text)?;
-                work::convert(directory, to, key, &mut survive, out)
+                steps::convert(directory, to, key, &mut survive, out)
             }
         }
     }
@@ -136,4 +136,4 @@ impl JournalTool {
 }
 
 #[cfg(feature = "sqlcipher")]
-pub(crate) mod work;
+pub(crate) mod steps;

@@ -11,7 +11,7 @@ use crate::io::log_files::{
     self, DirectoryLock, LogDisk, LogFiles, LogWriteMode, SET_ASIDE_SUFFIX, checksum,
 };
 #[cfg(feature = "sqlcipher")]
-use crate::journal_tool::work;
+use crate::journal_tool::steps;
 use crate::journal_tool::{key_argument, key_source};
 #[cfg(not(feature = "sqlcipher"))]
 use crate::server::journal::NOT_BUILT_IN;
@@ -201,7 +201,7 @@ fn is_encrypted(directory: &Path) -> Result<bool, ToolError> {
 
 #[cfg(feature = "sqlcipher")]
 fn verify_encrypted(directory: &Path, key: &KeySource, out: &mut impl Write) -> Result<(), ToolError> {
-    work::verify(directory, key, out)
+    steps::verify(directory, key, out)
 }
 
 #[cfg(feature = "sqlcipher")]
@@ -215,7 +215,7 @@ fn dump_encrypted(
         return Err(ToolError::Text(format!("--from {from} is behind --until {until}")));
     }
     let (mut malformed, mut line) = (0_u64, String::new());
-    work::dump(directory, key, (from, until), |lsn, unix_us, payload| {
+    steps::dump(directory, key, (from, until), |lsn, unix_us, payload| {
         line.clear();
         malformed += u64::from(!describe(&mut line, lsn, unix_us, payload));
         Ok(out.write_all(line.as_bytes())?)

@@ -485,7 +485,8 @@ fn a_sleeping_shard_delays_only_what_needs_it() {
 
 #[test]
 fn an_embedded_server_tells_the_time_of_each_shard() {
-    let config = Config { port: 0, http_port: 0, shards: "3".into(), ..Config::default() };
+    let config =
+        Config { port: 0, http_port: 0, shards: "3".into(), durability: "off".into(), ..Config::default() };
     let server = Server::start(config).unwrap();
     let times = server.shard_cpu_times();
     assert_eq!(times.len(), 3);
@@ -504,7 +505,13 @@ fn a_start_that_fails_leaves_nothing_behind() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let threads = || fs::read_dir("/proc/self/task").unwrap().count();
-    let config = |http_port| Config { port: 0, http_port, shards: "4".into(), ..Config::default() };
+    let config = |http_port| Config {
+        port: 0,
+        http_port,
+        shards: "4".into(),
+        durability: "off".into(),
+        ..Config::default()
+    };
     let before = threads();
     Server::start(config(port)).unwrap_err();
     let deadline = Instant::now() + PATIENCE;

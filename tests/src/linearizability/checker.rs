@@ -7,8 +7,9 @@
 //! the search fast enough for histories of hundreds of thousands of operations, most of which it passes through in
 //! one straight line.
 //!
-//! **Pipelines.** Operations of one client that were answered take effect in the order in which it asked for them, also
-//! where it did not wait for replies: every server here promises that.
+//! **Pipelines.** Operations of one client on the same key that were answered take effect in the order in which it asked
+//! for them, also where it did not wait for replies: every server here promises that. Of different keys, which may lie on
+//! different shards, it does not: commands on their way at the same time are executed at the same time.
 //!
 //! **What changes nothing**, a read above all, is chosen as soon as its reply fits, and without an alternative: whatever
 //! order there is, it is as good with this one moved to the front.
@@ -54,6 +55,9 @@ pub trait Model {
         input: &Self::Input,
         output: Option<&Self::Output>,
     ) -> Option<Self::State>;
+
+    /// The keys it is about: what a client asks of one key is done in the order in which it asked.
+    fn keys(&self, input: &Self::Input) -> Vec<usize>;
 
     /// Whether it can change the state. One that cannot tells nothing if its outcome is unknown.
     fn may_write(&self, input: &Self::Input) -> bool;
@@ -237,8 +241,8 @@ struct Search<'a, M: Model> {
     only_looked: Vec<bool>,
     /// For each completed operation whether its answer would have been the same in every state.
     is_blind: Vec<bool>,
-    /// For each completed operation the one that its client asked for before it, or [`NONE`].
-    asked_before: Vec<u32>,
+    /// For each completed operation those that its client asked for before it, the last of each of its keys.
+    asked_before: Vec<Vec<u32>>,
     is_taken_out: Vec<bool>,
     /// The last moments of unknown operations, each once, in ascending order.
     cuts: Vec<u64>,
@@ -335,8 +339,11 @@ impl<'a, M: Model> Search<'a, M> {
         stamps.sort_unstable();
         let mut last_of = HashMap::new();
         let asked_before = (0..).zip(&completed).map(|(index, operation)| {
-            let before = last_of.insert(operation.client, index);
-            before.unwrap_or(NONE)
+            let keys = model.keys(&operation.input).into_iter();
+            let before = keys.filter_map(|key| last_of.insert((operation.client, key), index));
+            let mut before: Vec<u32> = before.filter(|&before| before != index).collect();
+            before.dedup();
+            before
         });
         let asked_before = asked_before.collect();
         let only_looked = completed
@@ -490,10 +497,9 @@ impl<'a, M: Model> Search<'a, M> {
         None
     }
 
-    /// Whether all that its client asked for before has been chosen.
+    /// Whether all that its client asked of the same keys before has been chosen.
     fn is_its_turn(&self, operation: u32) -> bool {
-        let before = self.asked_before[operation as usize];
-        before == NONE || self.is_taken_out[before as usize]
+        self.asked_before[operation as usize].iter().all(|&before| self.is_taken_out[before as usize])
     }
 
     fn visit(&mut self, chain: &[u32], operation: u32, state: &M::State) -> bool {

@@ -50,6 +50,15 @@ impl fmt::Debug for Command {
 }
 
 impl Command {
+    fn keys(&self) -> Vec<usize> {
+        match self {
+            Command::One(key, _) => vec![*key],
+            Command::SetAll(pairs) => pairs.iter().map(|(key, _)| *key).collect(),
+            Command::GetAll(keys) | Command::DeleteAll(keys) => keys.clone(),
+            Command::Rename(from, to) | Command::Copy { from, to, .. } => vec![*from, *to],
+        }
+    }
+
     fn may_write(&self) -> bool {
         match self {
             Command::One(_, command) => command.may_write(),
@@ -144,6 +153,14 @@ impl Model for Keyspace {
 
     fn initial(&self) -> Self::State {
         vec![None; self.keys]
+    }
+
+    fn keys(&self, input: &Transaction) -> Vec<usize> {
+        let commands = input.commands.iter().flat_map(Command::keys);
+        let mut keys: Vec<usize> = commands.chain(input.watched.iter().map(|(key, _)| *key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 
     fn step(

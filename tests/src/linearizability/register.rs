@@ -143,6 +143,11 @@ impl Model for Register {
         None
     }
 
+    fn keys(&self, _: &Keyed) -> Vec<usize> {
+        // A register is one key: a history is judged key by key.
+        vec![0]
+    }
+
     fn step(&self, state: &Self::State, input: &Keyed, output: Option<&Reply>) -> Option<Self::State> {
         let mut next = state.clone();
         let reply = input.command.execute(&mut next);

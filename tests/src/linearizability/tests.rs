@@ -321,6 +321,19 @@ fn a_torn_group_is_found() {
     assert!(!is_good(2, &crossed), "key by key this looks fine");
 }
 
+/// What a client sends together to different shards is executed at the same time: it may see the new value of one key and then
+/// the old one of another. Of one key, or once it has waited for a reply, it may not.
+#[test]
+fn a_pipeline_over_several_keys_has_no_order() {
+    let writes =
+        [multi(1, (0, 1), mset(&["a", "a"]), Reply::Done), multi(1, (2, 30), mset(&["b", "b"]), Reply::Done)];
+    let get = |key, at, text: &str| multi(2, at, Several::One(key, Command::Get), held(text));
+    let after = |reads: [Operation<Transaction, Vec<Reply>>; 2]| is_good(2, &[&writes[..], &reads].concat());
+    assert!(after([get(1, (3, 8), "b"), get(0, (4, 9), "a")]), "sent together");
+    assert!(!after([get(1, (3, 8), "b"), get(1, (4, 9), "a")]), "the same key");
+    assert!(!after([get(1, (3, 4), "b"), get(0, (5, 9), "a")]), "one after the other");
+}
+
 #[test]
 fn transfers_keep_their_sum_and_watch_keeps_its_promise() {
     let transfer = |client, at, watched: Option<[&str; 2]>, commands: Vec<Several>, output| Operation {
