@@ -95,7 +95,9 @@ class Load:
 
 
 def at(latency, percentile):
-    return next(one["ns"] for one in latency["percentiles"] if one["quantile"] == percentile / 100)
+    found = next(one["ns"] for one in latency["percentiles"] if one["quantile"] == percentile / 100)
+    # loadgen prints no percentile of too few samples.
+    return float("nan") if found is None else found
 
 
 def quiet_load(server, *words):
