@@ -83,7 +83,7 @@ pub mod trailer {
 }
 
 /// The tables: for each shard this head, a row for each of its regions, a checksum for each page of these, and
-/// its meta bytes with zeros up to a multiple of [`ALIGNMENT`](super::tables::ALIGNMENT).
+/// its meta bytes with zeros up to a multiple of [`ALIGNMENT`](tables::ALIGNMENT).
 pub mod tables {
     use super::Field;
 
