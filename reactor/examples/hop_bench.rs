@@ -137,7 +137,7 @@ fn serve(
     let mut driver = Clients::new(place, barrier, case);
     // Borrowed, so that what it counted is still here afterwards.
     let company = Company::new(mailbox, stop);
-    shard::run(&mut driver, pipeline, clock, Some(company), None)
+    shard::run(shard::Shard::new(&mut driver, pipeline, clock, Some(company), None))
         .expect("a loop without sockets cannot fail");
     (driver.answered, driver.cpu)
 }

@@ -7,6 +7,8 @@
 //! given to the kernel as absolute deadlines.
 
 use crate::io::sys;
+use std::sync::Arc;
+use store::replication::ReplicationState;
 use store::time::{Clock, Nanos, Now};
 
 /// How long an offset between the two clocks is trusted.
@@ -25,15 +27,23 @@ pub struct SystemClock {
     /// Wall clock minus monotonic clock.
     offset_ns: i128,
     offset_read_at: u64,
+    /// Whose word counts where this server follows another.
+    replication: Option<Arc<ReplicationState>>,
 }
 
 impl SystemClock {
     /// A clock that has been read once.
     pub fn new() -> Self {
-        let mut clock = Self { now: Now::default(), offset_ns: 0, offset_read_at: 0 };
+        let mut clock = Self { now: Now::default(), offset_ns: 0, offset_read_at: 0, replication: None };
         clock.read_offset(monotonic_ns());
         clock.tick();
         clock
+    }
+
+    /// A clock that tells the primary's time for keys while this server is a replica, and else none before what replicas
+    /// were told.
+    pub fn heeding(self, replication: Arc<ReplicationState>) -> Self {
+        SystemClock { replication: Some(replication), ..self }
     }
 
     /// Reads the time: once a turn.
@@ -44,7 +54,17 @@ impl SystemClock {
             self.read_offset(monotonic);
         }
         let unix_us = (monotonic as i128 + self.offset_ns) / 1000;
-        self.now = Now { unix_us: unix_us as u64, monotonic: Nanos(monotonic) };
+        let mut unix_us = unix_us as u64;
+        if let Some(replication) = &self.replication {
+            let word_us = replication.word_us();
+            unix_us = match replication.is_replica() {
+                // Nothing is known before the first word, and there is nothing to expire.
+                true if word_us > 0 => word_us,
+                // What replicas were told stays true, whatever becomes of the wall clock.
+                _ => unix_us.max(word_us),
+            };
+        }
+        self.now = Now { unix_us, monotonic: Nanos(monotonic) };
         self.now
     }
 

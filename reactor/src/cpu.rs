@@ -196,6 +196,11 @@ pub fn process_usage() -> Usage {
     usage(libc::RUSAGE_SELF)
 }
 
+/// Of all processes that this one started, and that have ended and been waited for.
+pub fn children_usage() -> Usage {
+    usage(libc::RUSAGE_CHILDREN)
+}
+
 /// Of the calling thread alone.
 pub fn thread_usage() -> Usage {
     usage(libc::RUSAGE_THREAD)

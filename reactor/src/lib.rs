@@ -25,6 +25,8 @@
 //! | [`io`] | drivers, listeners, memory, signals, the start-up probe: the only `unsafe` of the workspace |
 //! | [`log_tool`] | `millrace log`: verify, dump, repair |
 //! | [`journal_tool`] | `millrace journal`: another key, conversion |
+//! | [`snapshot_tool`] | `millrace snapshot`: verify, info, dump |
+//! | [`rdb_tool`] | `millrace export-rdb`, `import-rdb`: Redis' dumps |
 //! | [`clock`] | the one reading of the time in a turn |
 //! | [`cpu`] | pinning, and what a thread has burnt |
 
@@ -33,6 +35,8 @@ pub mod cpu;
 pub mod io;
 pub mod journal_tool;
 pub mod log_tool;
+pub mod rdb_tool;
 pub mod server;
+pub mod snapshot_tool;
 
 pub use server::start::{RunningServer, Server, StartError};

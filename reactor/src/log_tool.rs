@@ -431,7 +431,7 @@ fn describe(out: &mut String, lsn: Lsn, unix_us: u64, payload: &[u8]) -> bool {
 }
 
 /// Bytes as JSON, without loss: a string if they are UTF-8, else an object that says so.
-struct Json<'a>(&'a [u8]);
+pub(crate) struct Json<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Json<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Ok(Invocation::Print(text)) => print(&text),
         Ok(Invocation::Log(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
         Ok(Invocation::Journal(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
+        Ok(Invocation::Rdb(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
+        Ok(Invocation::Snapshot(tool)) => tool.run(&mut std::io::stdout().lock()).map_err(Box::from),
         Err(usage) => usage.exit(),
     };
     match result {

@@ -167,6 +167,11 @@ impl<B: AsRef<[u8]>> SnapshotView<B> {
         &self.envelope.header
     }
 
+    /// Where the tables are in the file.
+    pub fn tables(&self) -> Range<u64> {
+        self.envelope.tables()
+    }
+
     /// Number of shards; never 0.
     pub fn shards(&self) -> usize {
         self.shards.len()

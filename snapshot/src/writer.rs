@@ -10,6 +10,9 @@
 //! operations completed first. Beside the buffers the writer holds the tables and a bit for each page, which
 //! together are about a thousandth of the file.
 //!
+//! A caller that has parts in aligned buffers of its own, each a run of the file ([`SnapshotWriter::handle_run`]), saves the
+//! copy. Such a buffer comes back when it is written ([`SnapshotWriter::take_returned`]).
+//!
 //! The order at the end is what makes the name a promise: every page, the tables and the trailer are written;
 //! the file is flushed; the log is durable up to the last record any image has seen (or a crash of the log
 //! would leave a state that never was); the file is renamed; the directory is flushed. Only then is the
@@ -156,6 +159,19 @@ struct Write {
     buffer: BlockBuffer,
     start: usize,
     stalls: u32,
+    /// The buffer is the caller's.
+    is_lent: bool,
+}
+
+/// A part of a region that lies in a caller's buffer, behind the part before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunPart {
+    /// Which region.
+    pub region: usize,
+    /// Where in it.
+    pub offset: u64,
+    /// How many bytes, whole pages.
+    pub bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -165,6 +181,7 @@ struct InFlight {
     start: usize,
     length: usize,
     stalls: u32,
+    is_lent: bool,
 }
 
 /// Where a region lies.
@@ -197,6 +214,8 @@ pub struct SnapshotWriter {
     queue: VecDeque<Write>,
     in_flight: Vec<InFlight>,
     pool: Vec<BlockBuffer>,
+    /// Buffers of the caller that are not needed any more.
+    returned: Vec<BlockBuffer>,
     buffers_made: usize,
     stage: Stage,
     /// The operation of the stage, if it was handed out.
@@ -271,6 +290,7 @@ impl SnapshotWriter {
             queue: VecDeque::new(),
             in_flight: Vec::new(),
             pool: Vec::new(),
+            returned: Vec::new(),
             buffers_made: 1,
             stage: Stage::Create,
             step: None,
@@ -317,33 +337,88 @@ impl SnapshotWriter {
         if self.is_finished || self.outcome != Outcome::Working {
             return Err(Refused::Ended);
         }
+        if bytes.len() > self.settings.buffer_bytes {
+            return Err(Refused::Misplaced);
+        }
+        let part = RunPart { region, offset, bytes: bytes.len() };
+        let at = self.place(shard, part)?;
+        self.gather(at, bytes)?;
+        self.note(shard, part, bytes);
+        Ok(())
+    }
+
+    /// Takes parts that lie one behind the other in a buffer, as they do in the file, and nothing else in it. Where
+    /// something is wrong the buffer comes back at once; else by [`take_returned`](Self::take_returned). This is never
+    /// [`Refused::Full`]: the caller's buffers are bounded by the caller.
+    pub fn handle_run(
+        &mut self,
+        shard: usize,
+        parts: &[RunPart],
+        buffer: BlockBuffer,
+    ) -> Result<(), (Refused, BlockBuffer)> {
+        if self.is_finished || self.outcome != Outcome::Working {
+            return Err((Refused::Ended, buffer));
+        }
+        let (mut offset, mut length) = (None, 0);
+        for &part in parts {
+            match self.place(shard, part) {
+                Ok(at) if at == *offset.get_or_insert(at) + length as u64 => length += part.bytes,
+                Ok(_) => return Err((Refused::Misplaced, buffer)),
+                Err(refused) => return Err((refused, buffer)),
+            }
+        }
+        let Some(offset) = offset.filter(|_| length == buffer.used()) else {
+            return Err((Refused::Misplaced, buffer));
+        };
+        let mut rest = buffer.as_slice();
+        for &part in parts {
+            let (bytes, behind) = rest.split_at(part.bytes);
+            self.note(shard, part, bytes);
+            rest = behind;
+        }
+        self.queue.push_back(Write { offset, buffer, start: 0, stalls: 0, is_lent: true });
+        Ok(())
+    }
+
+    /// The next buffer of the caller that is not needed any more.
+    pub fn take_returned(&mut self) -> Option<BlockBuffer> {
+        self.returned.pop()
+    }
+
+    /// Where a part belongs in the file.
+    fn place(&self, shard: usize, part: RunPart) -> Result<u64, Refused> {
+        let RunPart { region, offset, bytes } = part;
         let place = self.places.get(shard).and_then(|places| places.get(region)).copied();
-        let end = offset.checked_add(bytes.len() as u64);
+        let end = offset.checked_add(bytes as u64);
         let place = place.filter(|place| {
-            !bytes.is_empty()
-                && bytes.len() <= self.settings.buffer_bytes
-                && bytes.len().is_multiple_of(PAGE_BYTES)
+            bytes > 0
+                && bytes.is_multiple_of(PAGE_BYTES)
                 && offset.is_multiple_of(PAGE)
                 && end.is_some_and(|end| end <= place.length)
         });
         let Some(place) = place else { return Err(Refused::Misplaced) };
         let at = place.offset + offset;
         let first = ((at - REGIONS_OFFSET) / PAGE) as usize;
-        let numbers = first..first + bytes.len() / PAGE_BYTES;
-        if numbers.clone().any(|page| self.pages[page / 64] >> (page % 64) & 1 == 1) {
+        let mut numbers = first..first + bytes / PAGE_BYTES;
+        if numbers.any(|page| self.pages[page / 64] >> (page % 64) & 1 == 1) {
             return Err(Refused::Twice);
         }
-        self.gather(at, bytes)?;
-        for page in numbers {
+        Ok(at)
+    }
+
+    /// A part that has its place has come.
+    fn note(&mut self, shard: usize, part: RunPart, bytes: &[u8]) {
+        let place = self.places[shard][part.region];
+        let first = ((place.offset + part.offset - REGIONS_OFFSET) / PAGE) as usize;
+        for page in first..first + bytes.len() / PAGE_BYTES {
             self.pages[page / 64] |= 1 << (page % 64);
             self.pages_missing -= 1;
         }
-        let checksums_at = place.checksums_at + (offset / PAGE) as usize * tables::CHECKSUM_BYTES;
+        let checksums_at = place.checksums_at + (part.offset / PAGE) as usize * tables::CHECKSUM_BYTES;
         let cells = self.tail[checksums_at..].chunks_exact_mut(tables::CHECKSUM_BYTES);
         for (page, cell) in bytes.chunks_exact(PAGE_BYTES).zip(cells) {
             cell.copy_from_slice(&self.checksum.continued(self.seed, page).to_le_bytes());
         }
-        Ok(())
     }
 
     /// All parts have come: the tables, the trailer and what makes them durable follow.
@@ -426,7 +501,7 @@ impl SnapshotWriter {
         let Some(index) = index else {
             panic!("a completion of {:?}, which is not in flight", completion.id)
         };
-        let InFlight { offset, start, length, stalls, .. } = self.in_flight.swap_remove(index);
+        let InFlight { offset, start, length, stalls, is_lent, .. } = self.in_flight.swap_remove(index);
         let buffer = completion.buffer.expect("a write returns its buffer");
         let at = offset + start as u64;
         let errno = match completion.result {
@@ -436,17 +511,18 @@ impl SnapshotWriter {
                 let pages = written / PAGE_BYTES * PAGE_BYTES;
                 self.bytes_written += pages as u64;
                 if start + pages == length || self.outcome != Outcome::Working {
-                    return self.pool.push(buffer);
+                    return self.give_buffer(buffer, is_lent);
                 }
                 let stalls = if pages > 0 { 0 } else { stalls + 1 };
                 if stalls < STALLS_MAX {
-                    return self.queue.push_front(Write { offset, buffer, start: start + pages, stalls });
+                    let start = start + pages;
+                    return self.queue.push_front(Write { offset, buffer, start, stalls, is_lent });
                 }
                 Errno::EIO
             }
             Err(errno) => errno,
         };
-        self.pool.push(buffer);
+        self.give_buffer(buffer, is_lent);
         self.fail(Doing::Writing, at, errno);
     }
 
@@ -521,9 +597,13 @@ impl SnapshotWriter {
         Some(buffer)
     }
 
+    fn give_buffer(&mut self, buffer: BlockBuffer, is_lent: bool) {
+        if is_lent { self.returned.push(buffer) } else { self.pool.push(buffer) }
+    }
+
     fn send_gathered(&mut self) {
         if let Some((offset, buffer)) = self.gathering.take() {
-            self.queue.push_back(Write { offset, buffer, start: 0, stalls: 0 });
+            self.queue.push_back(Write { offset, buffer, start: 0, stalls: 0, is_lent: false });
         }
     }
 
@@ -570,11 +650,12 @@ impl SnapshotWriter {
             buffer.append(&self.tail[self.tail_sent..][..length]);
             let offset = self.tail_offset + self.tail_sent as u64;
             self.tail_sent += length;
-            self.queue.push_back(Write { offset, buffer, start: 0, stalls: 0 });
+            self.queue.push_back(Write { offset, buffer, start: 0, stalls: 0, is_lent: false });
         }
-        let Write { offset, buffer, start, stalls } = self.queue.pop_front()?;
+        let Write { offset, buffer, start, stalls, is_lent } = self.queue.pop_front()?;
         let id = self.next_id();
-        self.in_flight.push(InFlight { id, offset, start, length: buffer.as_slice().len(), stalls });
+        let length = buffer.as_slice().len();
+        self.in_flight.push(InFlight { id, offset, start, length, stalls, is_lent });
         Some(Operation { id, action: Action::Write { offset: offset + start as u64, buffer, start } })
     }
 }

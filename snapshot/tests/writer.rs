@@ -6,8 +6,8 @@ use disk::random::{Random, seed};
 use disk::{Contents, Disk, Part, checksum, hand_over};
 use snapshot::names::{FileName, SnapshotId};
 use snapshot::operation::{Action, Operation};
-use snapshot::writer::{Outcome, Plan, Refused, RegionPlan, Settings, ShardPlan, SnapshotWriter};
-use wal::block::PAGE_BYTES;
+use snapshot::writer::{Outcome, Plan, Refused, RegionPlan, RunPart, Settings, ShardPlan, SnapshotWriter};
+use wal::block::{BlockBuffer, PAGE_BYTES};
 use wal::lsn::{Epoch, Lsn};
 use wal::operation::{Completion, Errno};
 
@@ -116,6 +116,44 @@ fn plans_that_make_no_file_are_refused() {
     }
 }
 
+fn run_part(part: &Part) -> RunPart {
+    RunPart { region: part.region, offset: part.offset as u64, bytes: part.length }
+}
+
+#[test]
+fn runs_are_refused_without_a_trace() {
+    let contents = contents(&mut Random::new(5));
+    let mut writer = SnapshotWriter::new(&contents.plan, settings(4, 2), checksum()).unwrap();
+    let part =
+        |region, page: u64, pages: usize| RunPart { region, offset: page * PAGE, bytes: pages * PAGE_BYTES };
+    let length = |region: usize| contents.bytes[0][region].len() / PAGE_BYTES;
+    let filled = |pages: usize| {
+        let mut buffer = BlockBuffer::with_capacity(64 * PAGE_BYTES);
+        buffer.append(&vec![1; pages * PAGE_BYTES]);
+        buffer
+    };
+    for (parts, pages) in [
+        (vec![], 0),
+        (vec![part(0, 0, 1)], 2),
+        (vec![part(0, 0, 2)], 1),
+        (vec![part(0, 0, 0)], 0),
+        (vec![part(0, length(0) as u64, 1)], 1),
+        (vec![part(99, 0, 1)], 1),
+        // The other way round, and the same twice.
+        (vec![part(1, 0, 1), part(0, 0, 1)], 2),
+        (vec![part(0, 0, 1), part(0, 0, 1)], 2),
+    ] {
+        let (refused, back) = writer.handle_run(0, &parts, filled(pages)).unwrap_err();
+        assert_eq!((refused, back.used()), (Refused::Misplaced, pages * PAGE_BYTES), "{parts:?}");
+    }
+    writer.handle_run(0, &[part(0, 0, 1)], filled(1)).unwrap();
+    assert_eq!(writer.handle_run(0, &[part(0, 0, 1)], filled(1)).unwrap_err().0, Refused::Twice);
+    let total: usize = contents.bytes.iter().flatten().map(|bytes| bytes.len() / PAGE_BYTES).sum();
+    assert_eq!(writer.finish(), Err(Refused::Incomplete(total as u64 - 1)));
+    writer.abandon();
+    assert_eq!(writer.handle_run(0, &[part(1, 0, 1)], filled(1)).unwrap_err().0, Refused::Ended);
+}
+
 /// Runs a snapshot with operations that complete in any order, and says what is left of it.
 struct Run {
     writer: SnapshotWriter,
@@ -124,6 +162,9 @@ struct Run {
     parts: Vec<Part>,
     in_flight_max: usize,
     fulls: usize,
+    /// Buffers of ours that the writer has, and how many it ever had.
+    lent: usize,
+    runs: usize,
 }
 
 impl Run {
@@ -139,12 +180,46 @@ impl Run {
             parts,
             in_flight_max: settings.buffers,
             fulls: 0,
+            lent: 0,
+            runs: 0,
+        }
+    }
+
+    /// Hands over parts that follow each other in a buffer of our own.
+    fn hand_over_run(&mut self, contents: &Contents) {
+        let (mut buffer, mut parts) = (BlockBuffer::with_capacity(16 * PAGE_BYTES), Vec::<Part>::new());
+        while let Some(part) = self.parts.last() {
+            let follows = parts.last().is_none_or(|last| {
+                let end = last.offset + last.length;
+                let is_whole = end == contents.bytes[last.shard][last.region].len();
+                last.shard == part.shard
+                    && ((last.region == part.region && end == part.offset)
+                        || (last.region + 1 == part.region && is_whole && part.offset == 0))
+            });
+            if !follows || buffer.used() + part.length > buffer.capacity() {
+                break;
+            }
+            buffer.append(contents.part(part));
+            parts.extend(self.parts.pop());
+        }
+        let Some(shard) = parts.first().map(|part| part.shard) else { return };
+        let run: Vec<RunPart> = parts.iter().map(run_part).collect();
+        match self.writer.handle_run(shard, &run, buffer) {
+            Ok(()) => {
+                self.lent += 1;
+                self.runs += usize::from(parts.len() > 1);
+            }
+            Err((refused, _)) => {
+                assert_eq!(refused, Refused::Ended);
+                self.parts.extend(parts.into_iter().rev());
+            }
         }
     }
 
     /// One thing that can happen happens.
     fn step(&mut self, contents: &Contents, random: &mut Random) {
         match random.below(4) {
+            0 if self.lent < 3 && random.chance(50) => self.hand_over_run(contents),
             0 => {
                 if let Some(part) = self.parts.pop()
                     && let Err(refused) = hand_over(&mut self.writer, contents, &part)
@@ -159,11 +234,14 @@ impl Run {
                 let operation = self.waiting.swap_remove(random.below(self.waiting.len()));
                 let completion = self.disk.perform(operation);
                 self.writer.handle_completion(completion);
+                while self.writer.take_returned().is_some() {
+                    self.lent -= 1;
+                }
             }
             _ if self.parts.is_empty() => drop(self.writer.finish()),
             _ => {}
         }
-        assert!(self.waiting.len() <= self.in_flight_max, "more than the buffers there are");
+        assert!(self.waiting.len() <= self.in_flight_max + self.lent, "more than the buffers there are");
     }
 }
 
@@ -172,7 +250,7 @@ fn any_order_of_parts_and_completions_gives_the_same_contents() {
     let seed = seed();
     println!("MILLRACE_SEED={seed}");
     let mut random = Random::new(seed);
-    let mut fulls = 0;
+    let (mut fulls, mut runs) = (0, 0);
     for _ in 0..200 {
         let contents = contents(&mut random);
         let mut run = Run::new(&contents, &mut random);
@@ -186,7 +264,10 @@ fn any_order_of_parts_and_completions_gives_the_same_contents() {
         assert_eq!(run.writer.outcome(), Outcome::Complete);
         contents.assert_is(run.disk.named.as_ref().unwrap());
         fulls += run.fulls;
+        runs += run.runs;
+        assert_eq!(run.lent, 0, "every buffer comes back");
     }
+    assert!(runs > 100, "no run of several parts: {runs}");
     assert!(fulls > 100, "no buffer was ever missing: {fulls}");
 }
 

@@ -96,7 +96,10 @@ impl Value for String {
                 Err("argument must be 'yes' or 'no'".into())
             }
             Kind::Only(only) if text.eq_ignore_ascii_case(only) => Ok(only.into()),
-            Kind::Only(only) => Err(format!("this server has no persistence yet: only '{only}' is possible")),
+            Kind::Only(only) => Err(format!(
+                "only '{only}' is possible: durability says whether there is a log, snapshot-log-bytes and \
+                 snapshot-interval when snapshots are taken"
+            )),
             _ => Ok(text.into()),
         }
     }
@@ -281,15 +284,32 @@ settings! {
     journal: String = "journal", Kind::Choice(&["native", "sqlcipher"]), "native", fixed, "What the log is kept in; native: files of blocks; sqlcipher: a database that is encrypted at rest, in a build with the feature of that name.";
     journal_key_file: String = "journal-key-file", Kind::Text, "", fixed, "File with the key of the encrypted log, which nobody else may read: 64 hexadecimal digits or a passphrase; empty: the environment variable MILLRACE_JOURNAL_KEY has the key.";
     recover_to: String = "recover-to", Kind::Text, "", fixed, "Recover to this LSN or RFC 3339 time and leave out for good what is behind it; empty: everything.";
+    warm: String = "warm", Kind::Choice(&["background", "full"]), "background", fixed, "When a snapshot that the server starts from is read in; background: behind the traffic; full: before anybody is served.";
+    warm_rate: u64 = "warm-rate", Kind::Memory { min: 0, max: MEMORY_MAX }, "512mb", fixed, "Bytes a second of a snapshot that are read in behind the traffic; 0: as fast as disk and traffic let them.";
     output_buffer_max: usize = "output-buffer-max", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", mutable, "Bytes of replies one client may leave unread before it is closed.";
     proto_max_bulk_len: u64 = "proto-max-bulk-len", Kind::Memory { min: 1_048_576, max: 1 << 30 }, "512mb", mutable, "The longest argument.";
     client_query_buffer_limit: usize = "client-query-buffer-limit", Kind::Memory { min: 1_048_576, max: 4_000_000_000 }, "1gb", mutable, "Bytes of one client's commands that are not executed yet.";
     slowlog_log_slower_than: i64 = "slowlog-log-slower-than", Kind::Integer { min: -1, max: i64::MAX }, "10000", mutable, "Microseconds from which a command is kept in the slow log; -1: none is.";
     slowlog_max_len: u64 = "slowlog-max-len", Kind::Integer { min: 0, max: i64::MAX }, "128", mutable, "Entries the slow log keeps.";
     latency_monitor_threshold: u64 = "latency-monitor-threshold", Kind::Integer { min: 0, max: i64::MAX }, "0", mutable, "Milliseconds from which an event is kept for LATENCY; 0: none is.";
+    tracking_table_max_pairs: u64 = "tracking-table-max-pairs", Kind::Integer { min: 1, max: 4_000_000_000 }, "1000000", mutable, "Pairs of a key and a client that read it which client tracking keeps; beyond that clients are told of keys that have not changed. As many prefixes are kept at most.";
+    invalidation_backlog: usize = "invalidation-backlog", Kind::Memory { min: 0, max: MEMORY_MAX }, "1mb", mutable, "Bytes of changes that each shard keeps for streams of invalidations over HTTP to come back to.";
     stage_sampling: u32 = "stage-sampling", Kind::Integer { min: 0, max: 1_000_000_000 }, "32", mutable, "One batch of requests in so many, on average, has its way through the server timed stage by stage, for INFO stages and /metrics; 0: none.";
     hz: u32 = "hz", Kind::Integer { min: 0, max: 2_147_483_647 }, "10", mutable, "Accepted for Redis' sake: background work is done in every turn.";
-    save: String = "save", Kind::Only(""), "", mutable, "Snapshot schedule; there is none yet.";
+    snapshot_log_bytes: u64 = "snapshot-log-bytes", Kind::Memory { min: 0, max: MEMORY_MAX }, "1gb", mutable, "Bytes of log since the last snapshot that start one; 0: none do.";
+    snapshot_interval: u64 = "snapshot-interval", Kind::Integer { min: 0, max: 2_147_483_647 }, "0", mutable, "Seconds since the last snapshot after which one is taken, if something has changed; 0: never.";
+    snapshot_on_shutdown: bool = "snapshot-on-shutdown", Kind::Switch, "no", mutable, "Whether a server that is asked to end takes a snapshot first, so that the next start has no log to read.";
+    snapshot_keep: u32 = "snapshot-keep", Kind::Integer { min: 1, max: 1000 }, "2", mutable, "Snapshots kept; the log goes back to the oldest of them once there are so many.";
+    replica_listen: String = "replica-listen", Kind::Text, "", fixed, "Where replicas connect: a port, on the first address of bind, or ADDRESS:PORT; 0 takes a free one; empty: the server takes no replicas.";
+    replicaof: String = "replicaof", Kind::Text, "", fixed, "The primary to follow, as HOST:PORT with its port for RESP; empty: none, this server writes.";
+    replication_secret_file: String = "replication-secret-file", Kind::Text, "", fixed, "File with the secret that all nodes share, which nobody else may read; empty: none, and whoever reaches the port can follow.";
+    replica_max_lag: u64 = "replica-max-lag", Kind::Integer { min: 0, max: 86_400_000 }, "0", mutable, "Milliseconds a replica may be behind its primary and still answer reads; 0: any.";
+    repl_backlog_size: usize = "replica-backlog-size", Kind::Memory { min: 65_536, max: MEMORY_MAX }, "64mb", fixed, "Bytes of the newest records kept in memory for replicas; older ones are read from the log.";
+    delta_udp: String = "delta-udp", Kind::Text, "", fixed, "Where records are sent as datagrams, too: a multicast group as GROUP:PORT, or the addresses of replicas as HOST:PORT, separated by spaces or commas; empty: nowhere.";
+    delta_udp_listen: String = "delta-udp-listen", Kind::Text, "", fixed, "Where a replica takes datagrams: the multicast group, which it joins, or an address of its own, with the port; empty: it takes everything over TCP.";
+    delta_udp_interface: String = "delta-udp-interface", Kind::Text, "", fixed, "Address of the interface for multicast; empty: the system chooses.";
+    delta_udp_rate: u64 = "delta-udp-rate", Kind::Memory { min: 0, max: MEMORY_MAX }, "0", fixed, "Bytes a second that datagrams take at most; what it holds back too long goes over TCP; 0: no bound.";
+    save: String = "save", Kind::Only(""), "", mutable, "Redis' schedule of snapshots; see snapshot-log-bytes and snapshot-interval.";
     appendonly: String = "appendonly", Kind::Only("no"), "no", mutable, "Redis' log; CONFIG GET says yes where durability is not off.";
     enable_debug_command: DebugAccess = "enable-debug-command", Kind::Choice(&["no", "yes", "local"]), "no", fixed, "Who may use DEBUG.";
     uring_defer_taskrun: bool = "uring-defer-taskrun", Kind::Switch, "yes", fixed, "io_uring: completions are processed only when we wait.";

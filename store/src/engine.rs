@@ -27,17 +27,26 @@ use crate::protocol::http;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{self, Args, Found, Limits, OwnedArgs, Parsed};
 use crate::pubsub::{self, PubSub, Space};
+use crate::reads::Reads;
+use crate::replica_waits::ReplicaWaits;
+use crate::replication::Replication;
 use crate::session::{ConnectionId, Durability, Peer, ReplyMode, Session, Sessions, Transport};
 use crate::shards::{Fleet, Message, Place, Totals};
 use crate::slowlog::{LatencyMonitor, SlowLog};
+use crate::snapshots::Snapshots;
 use crate::stages::Sampler;
 use crate::time::{Clock, Nanos, Now};
+use crate::tracking::Trackers;
+use crate::tracking::stream::Streams;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use line::Line;
 
 mod image;
+mod line;
 
 /// Unsent output above which a session's input waits.
 pub const HIGH_WATER: usize = 1 << 20;
@@ -63,6 +72,12 @@ const EXPIRE_BUDGET: usize = 256;
 const COMPACT_BUDGET: usize = 64 * 1024;
 /// Bytes of a restored keyspace checked or moved in one turn; see [`crate::image::warm`].
 const WARM_BUDGET: usize = 64 * 1024;
+
+/// How often a shard looks whether it may go on warming.
+const WARM_LOOK: Nanos = Nanos(1_000_000);
+
+/// How often a shard looks how much memory all of them take. What came and went between is not seen.
+const PEAK_INTERVAL: Nanos = Nanos(100_000_000);
 
 /// Sessions looked at for `timeout` in one turn.
 const TIMEOUT_SCAN: usize = 256;
@@ -171,6 +186,8 @@ pub struct Shared {
     pub sessions: Sessions,
     /// What the driver must do.
     pub actions: VecDeque<Action>,
+    /// Whose messages wait until others have their replies.
+    pub(crate) line: Line,
     /// CLIENT PAUSE.
     pub pause: Pause,
     /// See [`Seeds::run_id`].
@@ -202,10 +219,24 @@ pub struct Shared {
     pub fleet: Fleet,
     /// The log; `None`: `durability` is off.
     pub journal: Option<Box<Journal>>,
+    /// Who wants snapshots, and how they are.
+    pub snapshots: Snapshots,
+    /// The role of this server, and what a replica applies.
+    pub replication: Replication,
+    /// Clients in WAIT or REPLICAOF.
+    pub(crate) replica_waits: ReplicaWaits,
+    /// Reads that name a record.
+    pub reads: Reads,
     /// Connections that end, whose last words may leave since the log is durable.
     pub(crate) ending: Vec<ConnectionId>,
-    /// There are no other shards and no log: most of what follows a command can be left out.
+    /// There are no other shards, no log and nobody who tracks: most of what follows a command can be left out.
     pub(crate) is_plain: bool,
+    /// Somebody may have to be told of changes of this shard's keys.
+    pub(crate) is_tracking: bool,
+    /// Clients that track, and what they are to be told.
+    pub trackers: Trackers,
+    /// Streams of invalidations over HTTP.
+    pub streams: Streams,
     /// There are others: see [`crate::shards::route`].
     pub(crate) is_sharded: bool,
     /// Sessions that wait for CLIENT UNPAUSE.
@@ -232,6 +263,14 @@ impl Shared {
         self.used_memory() + totals.used_elsewhere(place)
     }
 
+    /// Keeps the most that the whole server ever took. Not in every turn: what others take lies with them.
+    fn note_peak(&mut self, now: Nanos) {
+        if now.since(self.metrics.peak_noted).0 >= PEAK_INTERVAL.0 {
+            self.metrics.peak_noted = now;
+            self.metrics.used_memory_peak = self.metrics.used_memory_peak.max(self.used_memory_everywhere());
+        }
+    }
+
     /// The most that this shard may take while the whole server is over its limit: an equal share. What the others take is
     /// known a turn late, and whoever evicted for all of them would soon have nothing left.
     fn memory_share(&self) -> u64 {
@@ -242,10 +281,11 @@ impl Shared {
     /// own keys, and only while it has more than its share.
     pub(crate) fn make_room(&mut self, now: Now) -> bool {
         let limit = self.config.maxmemory;
-        if limit == 0 || self.used_memory_everywhere() <= limit {
+        // What a replica holds is for its primary to say.
+        if limit == 0 || self.replication.is_following() || self.used_memory_everywhere() <= limit {
             return true;
         }
-        self.metrics.used_memory_peak = self.metrics.used_memory_peak.max(self.used_memory());
+        self.metrics.used_memory_peak = self.metrics.used_memory_peak.max(self.used_memory_everywhere());
         for _ in 0..EVICTIONS_PER_COMMAND {
             if self.used_memory_everywhere() <= limit {
                 return true;
@@ -292,13 +332,17 @@ impl Shared {
             config.maxmemory_samples as usize,
         );
         self.keyspace.set_access_mode(self.config.maxmemory_policy.access_mode(), now);
+        if self.is_tracking {
+            self.refresh_tracking();
+        }
     }
 
     /// Recomputes whether the gate has something to ask of every client.
     pub(crate) fn restrict(&mut self) {
         self.is_restricted = self.config.maxmemory > 0
             || self.pause.until.is_some()
-            || self.journal.as_ref().is_some_and(|journal| journal.refusal().is_some());
+            || self.journal.as_ref().is_some_and(|journal| journal.refusal().is_some())
+            || self.heeds_replication();
     }
 
     /// Whether [`note_slow`](Self::note_slow) could have something to keep.
@@ -359,6 +403,10 @@ impl Shared {
     pub(crate) fn leave(&mut self, session: &mut Session) {
         command::transaction::discard_transaction(self, session);
         command::pubsub::unsubscribe_all(self, session);
+        self.stop_tracking(session);
+        self.close_stream(session);
+        self.forget_wait(session.connection);
+        self.replica_waits.end(session.connection);
         if !session.left {
             session.left = true;
             self.clients -= 1;
@@ -416,13 +464,13 @@ impl Shared {
             }
             write(&mut session.output, session.resp3);
             self.note_delivery(session.connection);
-            self.queue_flush(session);
+            self.queue_message(session);
         }
         self.charge(session);
     }
 
     #[inline]
-    fn queue_flush(&mut self, session: &mut Session) {
+    pub(crate) fn queue_flush(&mut self, session: &mut Session) {
         let waits = (session.has_holes | session.is_gated)
             && (session.sendable() == 0 || (session.has_holes && !Self::holds_too_much(session)));
         if !session.flush_queued && !session.output.is_empty() && !waits {
@@ -433,7 +481,7 @@ impl Shared {
 
     /// Brings the sum of all buffers up to date with one session.
     #[inline]
-    fn charge(&mut self, session: &mut Session) {
+    pub(crate) fn charge(&mut self, session: &mut Session) {
         let bytes = session.buffer_bytes();
         if bytes != session.charged {
             self.buffer_bytes = self.buffer_bytes - session.charged + bytes;
@@ -547,7 +595,7 @@ struct Batch {
 }
 
 /// A clock that stands still, for what is executed without the driver's.
-struct StandingClock(Nanos);
+pub(crate) struct StandingClock(pub(crate) Nanos);
 
 impl Clock for StandingClock {
     fn monotonic(&self) -> Nanos {
@@ -566,6 +614,8 @@ pub struct Engine {
     batch: Batch,
     /// The background work has more to do at once.
     busy: bool,
+    /// So many bytes of a restored keyspace may be warm by now; `None`: all.
+    warm_bound: Option<Arc<AtomicU64>>,
 }
 
 /// The shard, which must be at home.
@@ -610,7 +660,14 @@ impl Engine {
             fleet: Fleet::new(place, totals, config.hop_queue as usize),
             is_sharded: !place.is_alone(),
             is_plain: place.is_alone(),
+            is_tracking: false,
+            trackers: Trackers::default(),
+            streams: Streams::default(),
             journal: None,
+            snapshots: Snapshots::default(),
+            replication: Replication::default(),
+            replica_waits: ReplicaWaits::default(),
+            reads: Reads::default(),
             ending: Vec::new(),
             keyspace,
             config,
@@ -622,6 +679,7 @@ impl Engine {
             http: http::Responder::default(),
             sessions: Sessions::default(),
             actions: VecDeque::new(),
+            line: Line::default(),
             pause: Pause::default(),
             run_id: seeds.run_id,
             started: now,
@@ -641,6 +699,7 @@ impl Engine {
             timeout_scan: 0,
             receivers: Vec::new(),
         });
+        shared.metrics.warm = shared.keyspace.warm_progress().unwrap_or_default();
         shared.settings_changed(now);
         Engine {
             shared: Some(shared),
@@ -648,6 +707,7 @@ impl Engine {
             stalled: false,
             batch: Batch::default(),
             busy: false,
+            warm_bound: None,
         }
     }
 
@@ -661,6 +721,7 @@ impl Engine {
         shared.metrics.connections_received += 1;
         let is_http = peer.transport == Transport::Http;
         let mut session = Box::new(Session::new(connection, id, peer, now));
+        session.home = place.index as u32;
         session.authenticated = shared.config.requirepass.is_empty();
         if is_http {
             session.http = Some(Box::default());
@@ -774,7 +835,14 @@ impl Engine {
 
     /// The first record of the log that anybody waits for; see [`Journal::first_awaited`].
     pub fn first_awaited(&self) -> Option<u64> {
-        self.shared().journal.as_ref().and_then(|journal| journal.first_awaited())
+        let shared = self.shared();
+        let replies = shared.journal.as_ref().and_then(|journal| journal.first_awaited());
+        [replies, shared.trackers.first_awaited()].into_iter().flatten().min()
+    }
+
+    /// Bytes of the log's records that nobody has taken.
+    pub fn record_bytes(&self) -> usize {
+        self.shared().journal.as_ref().map_or(0, |journal| journal.record_bytes())
     }
 
     /// Applies effects read from the log, before anything is served; see [`Keyspace::apply_all`].
@@ -857,6 +925,12 @@ impl Engine {
         if self.shared().journal.as_ref().is_some_and(|journal| journal.waits() > 0) {
             self.end_waits(now);
         }
+        if !self.shared().replica_waits.is_empty() {
+            self.end_replica_waits(now);
+        }
+        if self.shared().reads.waits() > 0 {
+            self.end_reads(now);
+        }
         let shared = at_home!(self);
         self.busy = shared.expires_actively && shared.keyspace.expire_some(now, EXPIRE_BUDGET);
         if shared.config.maxmemory > 0
@@ -871,9 +945,11 @@ impl Engine {
         }
         self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
         if shared.keyspace.is_unsure() {
-            self.busy |= shared.keyspace.warm_step(WARM_BUDGET);
+            let bound = self.warm_bound.as_ref().map_or(u64::MAX, |bound| bound.load(Ordering::Relaxed));
+            self.busy |= shared.warm(bound);
         }
         shared.conclude_background();
+        self.busy |= shared.tidy_tracking(now);
         for connection in core::mem::take(&mut shared.ending) {
             if let Some(mut session) = shared.sessions.take(connection) {
                 shared.settle(&mut session);
@@ -881,6 +957,7 @@ impl Engine {
             }
         }
         shared.metrics.tick(now.monotonic);
+        shared.note_peak(now.monotonic);
         if shared.pause.until.is_some_and(|until| until <= now.monotonic) {
             shared.pause.until = None;
             shared.settings_changed(now);
@@ -888,6 +965,7 @@ impl Engine {
         if shared.config.timeout > 0 {
             Self::close_silent(shared, now);
         }
+        shared.line.finish_turn();
         if shared.pause.until.is_none() && !shared.postponed.is_empty() {
             self.resume_postponed(now);
         }
@@ -896,14 +974,18 @@ impl Engine {
     /// The next thing for the driver to do.
     #[inline]
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.shared.as_mut()?.actions.pop_front()
+        let shared = self.shared.as_mut()?;
+        match shared.actions.pop_front() {
+            None if shared.line.is_waiting() => shared.next_in_line(),
+            action => action,
+        }
     }
 
     /// How long nothing needs to be done if nothing happens; `None`: for ever.
     pub fn poll_timeout(&self, now: Now) -> Option<Nanos> {
         let shared = self.shared();
         // What other shards brought while this one stood still may have left something to do.
-        let has_work = self.busy || shared.keyspace.is_tidying();
+        let has_work = self.busy || shared.keyspace.is_tidying() || shared.line.is_waiting();
         if has_work || !shared.actions.is_empty() || (shared.is_sharded && shared.has_fleet_work()) {
             return Some(Nanos(0));
         }
@@ -915,13 +997,22 @@ impl Engine {
         let expiry = if shared.expires_actively { shared.keyspace.next_expiry_check(now) } else { None };
         let held = shared.fleet.traffic.held_until().map(|until| until.since(now.monotonic));
         let wait = shared.journal.as_ref().and_then(|journal| journal.next_deadline());
-        let wait = wait.map(|until| until.since(now.monotonic));
-        [expiry, pause, silence, held, wait].into_iter().flatten().min()
+        let wait = wait
+            .into_iter()
+            .chain(shared.replica_waits.next_end())
+            .min()
+            .map(|until| until.since(now.monotonic));
+        // Warming is not busy where it has come to its bound.
+        let warming = shared.keyspace.is_unsure().then_some(WARM_LOOK);
+        let streams = shared.streams.next_deadline().map(|at| at.since(now.monotonic));
+        let reads = shared.reads.next_look().map(|at| at.since(now.monotonic));
+        [expiry, pause, silence, held, wait, warming, streams, reads].into_iter().flatten().min()
     }
 
     /// The server is to stop: nothing more is executed, what is answered is sent.
-    pub fn begin_shutdown(&mut self, _now: Now) {
+    pub fn begin_shutdown(&mut self, now: Now) {
         at_home!(self).shutting_down = true;
+        self.abandon_reads(now);
         for slot in 0..at_home!(self).sessions.slots() {
             let Some(connection) = at_home!(self).sessions.at(slot).map(|session| session.connection) else {
                 continue;
@@ -1104,6 +1195,7 @@ impl Engine {
             let silent = shared.sessions.at(slot).filter(|session| {
                 now.monotonic.since(session.last_interaction).0 > limit
                     && !session.is_subscriber()
+                    && !session.is_stream
                     && !session.aborted
             });
             let Some(connection) = silent.map(|session| session.connection) else { continue };
@@ -1130,6 +1222,11 @@ impl Batch {
         limits: Limits,
     ) -> Option<Parsed> {
         let mut stop = None;
+        let (tracks, is_tracking) = (session.tracks.is_some(), shared.is_tracking);
+        if tracks && let Some(table) = shared.keyspace.tracked_mut() {
+            table.turn_to(session.id);
+        }
+        let mut is_of_interest = 0u64;
         while self.commands.len() < BATCH && self.found.spans.len() < BATCH_ARGUMENTS {
             if *at == buffer.len() {
                 break;
@@ -1154,6 +1251,11 @@ impl Batch {
                 let hash = shared.keyspace.hash(key);
                 shared.keyspace.prefetch_bucket(hash);
                 first_key_hash = Some(hash);
+                // Who has read it is looked up by those who track, and by those who change it.
+                if is_tracking && (tracks || command.flags & flag::WRITE != 0) {
+                    shared.keyspace.prefetch_readers(hash);
+                    is_of_interest |= 1 << self.commands.len();
+                }
             }
             let spans = args.len() as u32;
             self.commands.push(Planned {
@@ -1175,6 +1277,19 @@ impl Batch {
             for (index, planned) in self.commands.iter().enumerate() {
                 if let Some(hash) = planned.first_key_hash {
                     away |= u64::from(shared.keyspace.prefetch_record(hash)) << index;
+                }
+            }
+            for behind in [false, true] {
+                let mut left = is_of_interest;
+                while left != 0 {
+                    let index = left.trailing_zeros() as usize;
+                    if let Some(hash) = self.commands[index].first_key_hash {
+                        match behind {
+                            false => shared.keyspace.prefetch_readers_entry(hash),
+                            true => shared.keyspace.prefetch_readers_behind(hash),
+                        }
+                    }
+                    left &= left - 1;
                 }
             }
             while away != 0 {

@@ -136,6 +136,10 @@ impl Journal {
         self.durable
     }
 
+    pub(crate) fn set_durable_lsn(&mut self, lsn: u64) {
+        self.durable = lsn;
+    }
+
     /// The last LSN anybody drew.
     pub fn latest_lsn(&self) -> u64 {
         self.lsns.load(Ordering::Relaxed) - 1
@@ -149,6 +153,11 @@ impl Journal {
     /// Bytes of records nobody has taken.
     pub fn record_bytes(&self) -> usize {
         self.records.bytes.len()
+    }
+
+    /// Records nobody has taken.
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 
     /// Connections and other shards wait for the log.
@@ -232,12 +241,14 @@ impl Shared {
     /// was neither.
     #[inline]
     pub(crate) fn conclude(&mut self, session: &mut Session) {
-        if self.journal.is_some() {
-            self.conclude_with_log(session);
+        let record = if self.journal.is_some() { self.conclude_with_log(session) } else { None };
+        if self.has_news() {
+            self.conclude_tracking(record, Some(session));
         }
     }
 
-    fn conclude_with_log(&mut self, session: &mut Session) {
+    /// Returns the LSN of the record, if there is one.
+    fn conclude_with_log(&mut self, session: &mut Session) -> Option<u64> {
         self.deselect();
         let mut bytes = self.take_record_bytes();
         let begin = bytes.len();
@@ -246,11 +257,12 @@ impl Shared {
             shard.keyspace.take_effects(&mut bytes);
             observed = observed.max(shard.keyspace.take_observed());
         });
-        if let Some(lsn) = self.record(bytes, begin) {
+        let record = self.record(bytes, begin);
+        if let Some(lsn) = record {
             observed = lsn;
-            session.last_write = lsn;
+            session.last_write = self.written(lsn);
         }
-        let Some(journal) = &mut self.journal else { return };
+        let journal = self.journal.as_mut()?;
         let class = session.durability.unwrap_or(journal.class);
         if observed > journal.durable && class == Durability::Always {
             session.gate = session.gate.max(observed);
@@ -259,16 +271,21 @@ impl Shared {
         if !journal.delivered.is_empty() {
             self.gate_delivered(observed);
         }
+        record
     }
 
     /// Work that no command asked for (eviction) is a record of its own.
     pub(crate) fn conclude_background(&mut self) {
+        let mut record = None;
         if self.journal.is_some() {
             let mut bytes = self.take_record_bytes();
             let begin = bytes.len();
             self.keyspace.take_effects(&mut bytes);
-            self.record(bytes, begin);
+            record = self.record(bytes, begin);
             self.keyspace.take_observed();
+        }
+        if self.has_news() {
+            self.conclude_tracking(record, None);
         }
     }
 
@@ -410,6 +427,9 @@ impl Shared {
         let Some(journal) = self.journal.as_mut().filter(|journal| journal.durable < durable) else { return };
         journal.durable = durable;
         self.keyspace.settle_effects(durable);
+        // Before the replies to those who changed it: whoever has one of them can rely on others having been told.
+        self.release_held(None);
+        let Some(journal) = &mut self.journal else { return };
         let later = journal.waiting.split_off(&(durable + 1));
         let released = core::mem::replace(&mut journal.waiting, later);
         let later = journal.answers.split_off(&(durable + 1));
@@ -447,6 +467,7 @@ impl Shared {
                 self.sessions.insert(session);
             }
         }
+        self.release_held(None);
     }
 
     /// Writes are refused from now on, with this text, or are welcome again.

@@ -3,8 +3,8 @@
 //! A lookup goes hash → bucket → record: two cache misses, both of which a caller that has several keys in hand
 //! can prefetch ([`Keyspace::prefetch_bucket`], then [`Keyspace::prefetch_record`]). A write goes into the slot
 //! its key already has if the size is the same, else into a freed slot of that size, else to the front of the open
-//! segment. Whatever it was, it passes through [`Changes::note`]: that one function tells watchers today, and the
-//! log and client tracking later.
+//! segment. Whatever it was, it passes through [`Changes::note`]: that one function tells watchers, the log and client
+//! tracking.
 //!
 //! Nothing here blocks or runs long: growth moves one piece of the index, [`Keyspace::expire_some`] and
 //! [`Keyspace::compact_some`] take budgets, and [`Keyspace::clear`] drops the structure at once and gives the memory
@@ -192,6 +192,8 @@ pub struct Keyspace {
     pub(crate) unchecked: Option<Box<Unchecked>>,
     pub(crate) damage: Option<Damage>,
     changes: Changes,
+    /// The time while effects are applied, for which time stands still; else 0.
+    pub(crate) applying_ms: u64,
     pub(crate) seed: u64,
     stats: KeyspaceStats,
     compaction: Option<Compaction>,
@@ -236,6 +238,7 @@ impl Keyspace {
             unchecked: None,
             damage: None,
             changes: Changes::default(),
+            applying_ms: 0,
             seed: options.hash_seed,
             stats: KeyspaceStats::default(),
             compaction: None,
@@ -287,7 +290,7 @@ impl Keyspace {
         if let Some(effects) = &mut self.changes.effects {
             effects.observe(hash);
         }
-        if self.is_unsure() && !self.check_key(key, hash) {
+        if self.is_unsure() && !self.check_lookup(key, hash) {
             return None;
         }
         let (place, header) = self.find(key, hash)?;
@@ -631,9 +634,9 @@ impl Keyspace {
         let keys: Vec<Vec<u8>> = self.changes.watched.keys().cloned().collect();
         for key in keys {
             let hash = self.hash(&key);
-            let is_sure = !self.is_unsure() || self.check_key(&key, hash);
+            let is_sure = !self.is_unsure() || self.check_lookup(&key, hash);
             if is_sure && self.find(&key, hash).is_some() {
-                self.changes.expired(&key);
+                self.changes.touched(&key);
             }
         }
         self.changes.note(Mutation::Clear, KeyHash(0));
@@ -656,9 +659,15 @@ impl Keyspace {
             && ((self.arena.class_of(offset) != 0) == (expires_at != 0) || self.arena.is_span(offset))
     }
 
+    /// Which segments a record lies in that expires then.
+    #[inline]
+    fn class_of(&self, expires_at: u64, now: Now) -> u8 {
+        ttl_class(expires_at, now.unix_ms().max(self.applying_ms))
+    }
+
     #[inline(always)]
     fn allocate(&mut self, layout: &Layout, expires_at: u64, now: Now) -> Result<Offset, StoreError> {
-        let class = if expires_at == 0 { 0 } else { ttl_class(expires_at, now.unix_ms()) };
+        let class = if expires_at == 0 { 0 } else { self.class_of(expires_at, now) };
         self.arena.allocate(layout, class).ok_or(StoreError::OutOfSpace)
     }
 
@@ -702,6 +711,19 @@ impl Keyspace {
         self.note_expiry(offset, old.expires_at, expires_at, now);
     }
 
+    /// What an estimate of the mean time to live is made of, in milliseconds: for each segment with expiries the middle
+    /// between the first and the last, times its live bytes; and these bytes. Of one class they do not lie far apart.
+    pub fn ttl_estimate(&self, now: Now) -> (u128, u128) {
+        let now_ms = now.unix_ms();
+        let left = |at: u64| u128::from(at.saturating_sub(now_ms));
+        let of_class =
+            self.arena.segments().iter().filter(|segment| segment.class != 0 && segment.latest > 0);
+        of_class.fold((0, 0), |(sum, weight), segment| {
+            let live = segment.live as u128;
+            (sum + (left(segment.earliest) + left(segment.latest)) / 2 * live, weight + live)
+        })
+    }
+
     /// Keeps the count of expiring entries and the bounds of the segment.
     #[inline(always)]
     fn note_expiry(&mut self, offset: Offset, old: u64, new: u64, now: Now) {
@@ -713,7 +735,8 @@ impl Keyspace {
     fn note_expiry_changed(&mut self, offset: Offset, old: u64, new: u64, now: Now) {
         self.expires = self.expires + usize::from(new != 0) - usize::from(old != 0);
         if self.arena.is_span(offset) {
-            self.arena.set_span_class(offset, ttl_class(new, now.unix_ms()));
+            let class = self.class_of(new, now);
+            self.arena.set_span_class(offset, class);
         }
         if new != 0 {
             self.arena.note_expiry(offset, new);
@@ -725,8 +748,9 @@ impl Keyspace {
     pub(crate) fn remove_at(&mut self, place: Place, hash: KeyHash, header: &Header, change: Change) {
         let key = self.arena.key(place.offset(), header);
         match change {
-            Change::Expired => self.changes.expired(key),
-            Change::Evicted | Change::Removed => self.changes.note(Mutation::Remove { key }, hash),
+            Change::Expired => self.changes.expired(key, hash),
+            Change::Evicted => self.changes.note_unasked(Mutation::Remove { key }, hash),
+            Change::Removed => self.changes.note(Mutation::Remove { key }, hash),
         }
         let records = Reader { arena: &self.arena, seed: self.seed };
         self.index.remove(place, hash.0, key, &records);

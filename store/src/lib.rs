@@ -16,6 +16,10 @@
 //! | [`keyspace`] | the only mutator of data: [`arena`], [`index`], [`expiry`], [`eviction`] below it |
 //! | [`image`] | memory images: taking them, living on them |
 //! | [`journal`] | records on their way to the log, replies that wait for it |
+//! | [`replication`] | which role the server has, what a replica applies and when it may be read |
+//! | [`snapshots`] | who wants a snapshot, and who waits for it |
+//! | [`reads`] | reads that want at least some record, and those of them that wait |
+//! | [`tracking`] | which clients have read what, and how they hear that it changed |
 //! | [`mutation`] | the effect of a write, as bytes |
 //! | [`glob`], [`long_double`] | matching and arithmetic exactly as Redis has them |
 //! | [`config`], [`metrics`] | the tables of settings and of counters |
@@ -41,9 +45,14 @@ pub mod mutation;
 pub(crate) mod pending;
 pub mod protocol;
 pub mod pubsub;
+pub mod reads;
+pub(crate) mod replica_waits;
+pub mod replication;
 pub mod session;
 pub mod shards;
 pub mod slowlog;
+pub mod snapshots;
 pub mod stages;
 pub mod time;
+pub mod tracking;
 pub mod value;

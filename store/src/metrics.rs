@@ -9,10 +9,12 @@
 
 use crate::command::COMMANDS;
 use crate::engine::Shared;
+use crate::image::warm::WarmProgress;
 use crate::pubsub::Space;
 use crate::slowlog::merged_slowlog;
 use crate::stages::{self, StageFigures};
 use crate::time::Nanos;
+use crate::tracking::Table;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -139,6 +141,8 @@ pub struct Metrics {
     pub http_responses_5xx: u64,
     /// The most bytes `maxmemory` ever counted.
     pub used_memory_peak: u64,
+    /// When it was last looked at.
+    pub(crate) peak_noted: Nanos,
     /// Turns of the loop (from the driver).
     pub loop_turns: u64,
     /// System calls that submitted or waited (from the driver).
@@ -161,6 +165,8 @@ pub struct Metrics {
     pub process_system_us: u64,
     /// The log's own figures (from the driver).
     pub log: LogFigures,
+    /// How far the snapshot is read in that the server started from.
+    pub warm: WarmProgress,
     /// Where the time of requests went.
     pub stages: StageFigures,
     /// Commands executed when the rate was last computed, and when that was.
@@ -192,6 +198,7 @@ impl Default for Metrics {
             http_responses_4xx: 0,
             http_responses_5xx: 0,
             used_memory_peak: 0,
+            peak_noted: Nanos(0),
             loop_turns: 0,
             loop_enters: 0,
             loop_events: 0,
@@ -203,6 +210,7 @@ impl Default for Metrics {
             process_user_us: 0,
             process_system_us: 0,
             log: LogFigures::default(),
+            warm: WarmProgress::default(),
             stages: StageFigures::default(),
             rate_mark: (0, Nanos(0)),
             commands_per_second: 0,
@@ -253,7 +261,8 @@ impl Metrics {
         }
     }
 
-    /// CONFIG RESETSTAT: sets to zero what only counts. What the driver copies in will be back.
+    /// CONFIG RESETSTAT: sets to zero what only counts. What the driver copies in will be back; the longest turn is the
+    /// longest since then.
     pub fn reset(&mut self) {
         *self = Metrics {
             rate_mark: (0, self.rate_mark.1),
@@ -261,7 +270,6 @@ impl Metrics {
             loop_turns: self.loop_turns,
             loop_enters: self.loop_enters,
             loop_events: self.loop_events,
-            loop_turn_nanos_max: self.loop_turn_nanos_max,
             loop_busy_nanos: self.loop_busy_nanos,
             loop_buffer_exhaustions: self.loop_buffer_exhaustions,
             loop_short_sends: self.loop_short_sends,
@@ -269,6 +277,7 @@ impl Metrics {
             process_user_us: self.process_user_us,
             process_system_us: self.process_system_us,
             log: self.log,
+            warm: self.warm,
             ..Metrics::default()
         };
     }
@@ -338,6 +347,17 @@ fn distinct_names(shared: &Shared, space: Space) -> u64 {
     names.len() as u64
 }
 
+/// A figure of the table of client tracking.
+fn tracked(shared: &Shared, figure: fn(&Table) -> usize) -> u64 {
+    shared.keyspace.tracked().map_or(0, figure) as u64
+}
+
+/// Clients of several shards may have asked for the same prefix.
+fn distinct_prefixes(shared: &Shared) -> u64 {
+    let prefixes: BTreeSet<&[u8]> = shared.all().flat_map(|shard| shard.trackers.prefixes()).collect();
+    prefixes.len() as u64
+}
+
 /// What is known of each command, of all shards in hand together.
 pub fn merged_commands(shared: &Shared) -> Vec<CommandStats> {
     let mut merged = vec![CommandStats::default(); COMMANDS.len()];
@@ -404,9 +424,10 @@ pub const METRICS: &[Metric] = &[
     metric("connected_clients", ("clients", "connected_clients"), Gauge, Sum, "Clients connected.", |s| s.clients as u64),
     metric("maxclients", ("clients", "maxclients"), Gauge, Same, "Clients that may be connected.", |s| u64::from(s.config.maxclients)),
     metric("pubsub_clients", ("clients", "pubsub_clients"), Gauge, Sum, "Clients that listen to something.", |s| s.subscribers as u64),
+    metric("tracking_clients", ("clients", "tracking_clients"), Gauge, Sum, "Clients with tracking on.", |s| s.trackers.clients() as u64),
     metric("client_buffer_bytes", ("memory", "mem_clients_normal"), Gauge, Sum, "Bytes of all input and output buffers.", |s| s.buffer_bytes as u64),
     metric("used_memory_bytes", ("memory", "used_memory"), Gauge, Sum, "Bytes that maxmemory counts: records, index and buffers.", |s| s.used_memory()),
-    metric("used_memory_peak_bytes", ("memory", "used_memory_peak"), Gauge, Sum, "The most it ever was; of several shards, the sum of what each ever had.", |s| s.metrics.used_memory_peak.max(s.used_memory())),
+    metric("used_memory_peak_bytes", ("memory", "used_memory_peak"), Gauge, Whole(peak_memory), "The most it ever was, looked at ten times a second.", |s| s.metrics.used_memory_peak),
     metric("maxmemory_bytes", ("memory", "maxmemory"), Gauge, Same, "The limit; 0 is none.", |s| s.config.maxmemory),
     metric("dataset_bytes", ("memory", "used_memory_dataset"), Gauge, Sum, "Bytes of live records and the index.", |s| s.keyspace.used_bytes() as u64),
     metric("process_resident_bytes", ("memory", "used_memory_rss"), Gauge, Max, "Bytes of the process in memory.", |s| s.metrics.process_resident_bytes),
@@ -424,8 +445,24 @@ pub const METRICS: &[Metric] = &[
     metric("pubsub_patterns", ("stats", "pubsub_patterns"), Gauge, Whole(|s| distinct_names(s, Space::Patterns)), "Patterns somebody listens to.", |s| s.pubsub.names(Space::Patterns) as u64),
     metric("pubsub_shard_channels", ("stats", "pubsubshard_channels"), Gauge, Whole(|s| distinct_names(s, Space::Shard)), "Shard channels somebody listens to.", |s| s.pubsub.names(Space::Shard) as u64),
     metric("messages_published_total", ("stats", "messages_published"), Counter, Sum, "Messages published.", |s| s.metrics.messages_published),
+    metric("tracking_keys", ("stats", "tracking_total_keys"), Gauge, Sum, "Keys whose readers will be told when they change.", |s| tracked(s, Table::keys)),
+    metric("tracking_items", ("stats", "tracking_total_items"), Gauge, Sum, "Pairs of such a key and a reader.", |s| tracked(s, Table::pairs)),
+    metric("tracking_prefixes", ("stats", "tracking_total_prefixes"), Gauge, Whole(distinct_prefixes), "Prefixes that clients want to hear of.", |s| s.trackers.prefixes().count() as u64),
+    metric("tracking_pushes_total", ("stats", "tracking_pushes"), Counter, Sum, "Invalidations written to clients.", |s| s.trackers.pushes),
+    metric("tracking_pushes_held", ("stats", "tracking_pushes_held"), Gauge, Sum, "Changes that clients are told of when they are durable.", |s| s.trackers.held() as u64),
+    metric("tracking_evictions_total", ("stats", "tracking_evictions"), Counter, Sum, "Keys whose readers were told because tracking-table-max-pairs was reached.", |s| s.tracking_evictions()),
+    metric("tracking_prefixes_refused_total", ("stats", "tracking_prefixes_refused"), Counter, Sum, "CLIENT TRACKING refused because prefixes would have been more than tracking-table-max-pairs.", |s| s.trackers.prefixes_refused),
+    metric("invalidation_streams", ("http", "invalidation_streams"), Gauge, Sum, "Streams of invalidations over HTTP.", |s| s.streams.open() as u64),
+    metric("invalidation_events_total", ("http", "invalidation_events"), Counter, Sum, "Events written to them.", |s| s.streams.events),
+    metric("invalidation_streams_lost_total", ("http", "invalidation_streams_lost"), Counter, Sum, "Streams that came back too late to be told what they missed.", |s| s.streams.lost),
+    metric("invalidation_backlog_bytes", ("http", "invalidation_backlog_bytes"), Gauge, Sum, "Memory of the changes that streams can come back to.", |s| s.streams.backlog_bytes() as u64),
+    metric("tracking_bytes", ("memory", "tracking_bytes"), Gauge, Sum, "Memory of the tables of client tracking.", |s| tracked(s, Table::bytes)),
     metric("error_replies_total", ("stats", "total_error_replies"), Counter, Sum, "Error replies.", |s| s.metrics.error_replies),
     metric("protocol_errors_total", ("stats", "protocol_errors"), Counter, Sum, "Requests that broke the protocol.", |s| s.metrics.protocol_errors),
+    metric("lsn_reads_waiting", ("stats", "lsn_reads_waiting"), Gauge, Sum, "Clients that wait for a record.", |s| s.reads.waits() as u64),
+    metric("lsn_reads_waited_total", ("stats", "lsn_reads_waited"), Counter, Sum, "Reads that named a record and had to wait for it.", |s| s.reads.waited),
+    metric("lsn_reads_behind_total", ("stats", "lsn_reads_behind"), Counter, Sum, "Reads that named a record and were refused because it was not there in time.", |s| s.reads.behind),
+    metric("lsn_reads_lost_total", ("stats", "lsn_reads_lost"), Counter, Sum, "Reads that named a record that is not in this server's history.", |s| s.reads.lost),
     metric("output_limit_disconnections_total", ("stats", "client_output_buffer_limit_disconnections"), Counter, Sum, "Clients closed for output they did not read.", |s| s.metrics.output_limit_disconnections),
     metric("query_limit_disconnections_total", ("stats", "client_query_buffer_limit_disconnections"), Counter, Sum, "Clients closed for too much input.", |s| s.metrics.query_limit_disconnections),
     metric("timeout_disconnections_total", ("stats", "timeout_disconnections"), Counter, Sum, "Clients closed for silence.", |s| s.metrics.timeout_disconnections),
@@ -456,12 +493,34 @@ pub const METRICS: &[Metric] = &[
     metric("log_bytes_total", ("persistence", "log_bytes"), Counter, Max, "Bytes the log has written.", |s| s.metrics.log.bytes),
     metric("log_pending_bytes", ("persistence", "log_pending_bytes"), Gauge, Whole(|s| log_figures(s).pending_bytes), "Memory of records that are not durable yet.", |s| s.metrics.log.pending_bytes),
     metric("log_waits", ("persistence", "log_waits"), Gauge, Sum, "Clients that wait in WAITAOF.", |s| s.journal.as_ref().map_or(0, |journal| journal.waits() as u64)),
+    metric("warming", ("persistence", "warming"), Gauge, Max, "1 while the snapshot that the server started from is being read in behind the traffic.", |s| u64::from(s.keyspace.warm_progress().is_some())),
+    metric("warm_total_bytes", ("persistence", "warm_total_bytes"), Gauge, Sum, "Bytes of the snapshot that the server started from; 0: from none, or they were read before it served.", |s| s.warm_figures().total_bytes),
+    metric("warm_checked_bytes", ("persistence", "warm_checked_bytes"), Gauge, Sum, "Bytes of it whose checksums were looked at.", |s| s.warm_figures().checked_bytes),
+    metric("warm_moved_bytes", ("persistence", "warm_moved_bytes"), Gauge, Sum, "Bytes of it that are in memory of the server's own, or not needed any more.", |s| s.warm_figures().warmed_bytes),
+    metric("warm_kept_bytes", ("persistence", "warm_kept_bytes"), Gauge, Sum, "Bytes of it that stay in the file, for want of memory.", |s| s.warm_figures().kept_bytes),
+    metric("snapshots_total", ("persistence", "rdb_saves"), Counter, Same, "Snapshots that were completed.", |s| s.snapshots.figure(|of| &of.completed)),
+    metric("snapshot_failures_total", ("persistence", "snapshot_failures"), Counter, Same, "Snapshots that were begun and not completed.", |s| s.snapshots.figure(|of| &of.failed)),
+    metric("snapshots_kept", ("persistence", "snapshots_kept"), Gauge, Same, "Snapshots in the directory.", |s| s.snapshots.figure(|of| &of.kept)),
+    metric("snapshot_in_progress", ("", ""), Gauge, Same, "1 while a snapshot is taken.", |s| u64::from(s.snapshots.figure(|of| &of.begun_unix_s) > 0)),
+    metric("snapshot_written_bytes", ("persistence", "snapshot_written_bytes"), Gauge, Same, "Bytes written of the snapshot that is being taken.", |s| s.snapshots.figure(|of| &of.written_bytes)),
+    metric("snapshot_total_bytes", ("persistence", "snapshot_total_bytes"), Gauge, Same, "All of its bytes.", |s| s.snapshots.figure(|of| &of.total_bytes)),
+    metric("snapshot_held_bytes", ("persistence", "snapshot_held_bytes"), Gauge, Sum, "Memory held only because a snapshot is taken.", |s| s.keyspace.image_progress().map_or(0, |image| image.held_bytes as u64)),
+    metric("snapshot_last_lsn", ("persistence", "snapshot_last_lsn"), Gauge, Same, "All records up to this one are in the last snapshot.", |s| s.snapshots.figure(|of| &of.last_lsn)),
+    metric("snapshot_last_bytes", ("persistence", "snapshot_last_bytes"), Gauge, Same, "Bytes of the last snapshot.", |s| s.snapshots.figure(|of| &of.last_bytes)),
+    metric("snapshot_last_unix_seconds", ("", ""), Gauge, Same, "When the last snapshot was complete; 0: there is none.", |s| s.snapshots.figure(|of| &of.last_unix_s)),
+    metric("snapshot_last_microseconds", ("persistence", "snapshot_last_microseconds"), Gauge, Same, "How long the last snapshot took.", |s| s.snapshots.last_took_us()),
     metric("stage_samples_total", ("stages", "stage_samples"), Counter, Sum, "Batches of requests whose way through the server was timed.", |s| s.metrics.stages.samples()),
     metric("stage_samples_left_out_total", ("stages", "stage_samples_left_out"), Counter, Sum, "Batches drawn to be timed of which not everything is known.", |s| s.metrics.stages.left_out),
     metric("keys", ("", ""), Gauge, Sum, "Keys.", |s| s.keyspace.len() as u64),
     metric("keys_with_expiry", ("", ""), Gauge, Sum, "Keys with a lifetime.", |s| s.keyspace.expires_len() as u64),
     metric("slowlog_entries", ("", ""), Gauge, Whole(|s| merged_slowlog(s).len() as u64), "Commands in the slow log.", |s| s.slowlog.iter().len() as u64),
 ];
+
+/// The most that all shards ever took together: the greatest that one of them has seen, or what they take now.
+pub(crate) fn peak_memory(shared: &Shared) -> u64 {
+    let seen = shared.all().map(|shard| shard.metrics.used_memory_peak).max().unwrap_or(0);
+    seen.max(sum(shared, Shared::used_memory))
+}
 
 /// Counts by power of two as a histogram. `scale` turns the unit of the counts into Prometheus', `total` is their sum.
 fn write_histogram(out: &mut Vec<u8>, name: &str, help: &str, counts: &[u64], total: u64, scale: f64) {
@@ -499,6 +558,7 @@ pub fn write_prometheus(shared: &Shared, out: &mut Vec<u8>) {
         let help = "Time it took to make something durable.";
         write_histogram(out, "log_flush_seconds", help, &log.flush_us, log.flush_us_total, 1e-6);
     }
+    crate::command::replication::write_prometheus(shared, out);
     stages::write_prometheus(shared, out);
     for figure in SHARD_FIGURES {
         let ending = if figure.kind == Counter { "_total" } else { "" };

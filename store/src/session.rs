@@ -7,8 +7,10 @@
 use crate::journal::Gates;
 use crate::keyspace::WatchToken;
 use crate::protocol::resp::{OwnedArgs, Partial};
+use crate::reads::Written;
 use crate::shards::hop::Lanes;
 use crate::time::{Nanos, Now};
+use crate::tracking::{Target, Tracking};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -202,10 +204,14 @@ pub struct Session {
     pub(crate) is_sampled: bool,
     /// A `Flush` for this session is queued.
     pub(crate) flush_queued: bool,
+    /// It waits in line with messages: see `engine/line.rs`.
+    pub(crate) in_line: bool,
     /// The peer will send nothing more.
     pub(crate) input_ended: bool,
     /// It is no client any more, or never was (there were too many): nothing knows it by name.
     pub(crate) left: bool,
+    /// It is a stream of invalidations over HTTP: what it still sends is of no interest.
+    pub(crate) is_stream: bool,
     /// The driver was asked to close it.
     pub(crate) close_queued: bool,
     /// How many commands EXEC is executing; 0 outside of it.
@@ -225,7 +231,7 @@ pub struct Session {
     /// MULTI
     pub transaction: Option<Box<Transaction>>,
     /// WATCH: the keys, and what the keyspace remembers of each.
-    pub watches: Vec<(Box<[u8]>, WatchToken)>,
+    pub watches: BTreeMap<Box<[u8]>, WatchToken>,
     /// SUBSCRIBE and its kin; `None` while there are none.
     pub subscriptions: Option<Box<Subscriptions>>,
     /// CLIENT SETNAME and SETINFO.
@@ -236,12 +242,18 @@ pub struct Session {
     pub http: Option<Box<crate::protocol::http::Connection>>,
     /// CLIENT DURABILITY: what it asked for.
     pub durability: Option<Durability>,
+    /// The shard of its connection.
+    pub(crate) home: u32,
+    /// In whose name what is read next is of interest; `None`: it is not.
+    pub(crate) tracks: Option<Target>,
+    /// CLIENT TRACKING; `None` while it was never asked for.
+    pub tracking: Option<Box<Tracking>>,
     /// The record that its latest replies depend on; 0: none.
     pub(crate) gate: u64,
     /// Which output waits for what, while `is_gated`.
     pub(crate) gates: Option<Box<Gates>>,
-    /// The LSN of its last write.
-    pub(crate) last_write: u64,
+    /// Its last write.
+    pub(crate) last_write: Written,
     /// What it has to do with other shards; `None` while it never had.
     pub(crate) lanes: Option<Box<Lanes>>,
     /// Received bytes that are not executed yet; those before `input_start` are.

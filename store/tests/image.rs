@@ -267,6 +267,39 @@ fn mutated_metas_are_refused_or_make_sense() {
     assert!(understood > 10_000, "most mutations are not in the first bytes: {understood}");
 }
 
+/// Seeds for the fuzzer: metas of an empty keyspace, of one with a key, and of one with every kind of table.
+/// `UPDATE_GOLDEN=1 cargo test -p store --test image` writes them anew; a new version of the meta leaves the old ones behind.
+#[test]
+fn the_seeds_of_the_fuzzer_are_metas() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/image_meta");
+    let (source, mut memory) = (SharedSource::default(), Memory::new());
+    for (name, count) in [("v1-empty", 0), ("v1-one-key", 1), ("v1-every-table", 900)] {
+        let (mut keyspace, _) = match count {
+            0 | 1 => (Keyspace::new(options(), Box::new(source.clone())), Map::new()),
+            _ => filled(&source, &mut Random(7), count),
+        };
+        if count == 1 {
+            set(&mut keyspace, b"key", b"value", Expiry::Never).unwrap();
+        }
+        let seed = take(&mut keyspace, NOW).begin.meta;
+        dispose(keyspace, NOW);
+        let path = folder.join(name);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &seed).unwrap();
+        }
+        assert!(std::fs::read(&path).is_ok_and(|kept| kept == seed), "{} is not up to date", path.display());
+        // And with every byte changed, which is what a fuzzer begins with.
+        for at in 0..seed.len() {
+            for change in [0, 1 << (at % 8), 0xff] {
+                let mut input = seed.clone();
+                input[at] ^= change;
+                fuzz_image_meta(&mut memory, &input);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_said() {
     let source = SharedSource::default();

@@ -11,6 +11,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::iter::{Peekable, once};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -226,6 +227,13 @@ impl BlockBuffer {
         bytemuck::cast_slice_mut(&mut self.pages)
     }
 
+    /// Has all of the memory written anew by somebody who says how many bytes it is now; after an error it is empty.
+    pub fn fill<E>(&mut self, write: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+        self.used = 0;
+        self.used = write(self.memory())?.min(self.capacity());
+        Ok(())
+    }
+
     /// Appends bytes, for which there must be room.
     pub fn append(&mut self, bytes: &[u8]) {
         let start = self.used;
@@ -273,15 +281,33 @@ impl Block {
     }
 
     pub(crate) fn push(&mut self, payload: &[u8], unix_us: u64) {
-        let mut bytes = [0; FRAME_BYTES];
-        frame::LENGTH.put(&mut bytes, &(payload.len() as u32).to_le_bytes());
+        let framed = self.push_fitting(&mut once(payload).peekable(), unix_us);
+        assert_eq!(framed, FRAME_BYTES + payload.len(), "a record that does not fit");
+    }
+
+    /// Takes payloads for as long as the next one fits. Returns the bytes that took.
+    pub(crate) fn push_fitting<'a>(
+        &mut self,
+        payloads: &mut Peekable<impl Iterator<Item = &'a [u8]>>,
+        unix_us: u64,
+    ) -> usize {
         // A block stays open for as long as a flush takes; should that be more than 71 minutes, time stands
         // still in it.
         let delay = u32::try_from(unix_us - self.unix_us).unwrap_or(u32::MAX);
-        frame::DELAY.put(&mut bytes, &delay.to_le_bytes());
-        self.buffer.append(&bytes);
-        self.buffer.append(payload);
-        self.count += 1;
+        let begin = self.buffer.used;
+        let mut rest = &mut self.buffer.memory()[begin..];
+        let (mut taken, mut count) = (0, 0);
+        while let Some(payload) = payloads.next_if(|payload| FRAME_BYTES + payload.len() <= rest.len()) {
+            let (head, behind) = rest.split_at_mut(FRAME_BYTES);
+            frame::LENGTH.put(head, &(payload.len() as u32).to_le_bytes());
+            frame::DELAY.put(head, &delay.to_le_bytes());
+            let (body, behind) = behind.split_at_mut(payload.len());
+            body.copy_from_slice(payload);
+            (rest, taken, count) = (behind, taken + FRAME_BYTES + payload.len(), count + 1);
+        }
+        self.buffer.used += taken;
+        self.count += count;
+        taken
     }
 
     /// Bytes it takes in a file.

@@ -32,6 +32,7 @@ pub fn fuzz_log_reader(input: &[u8]) {
         until,
         durable_at_least: Lsn(u64::from(how >> 4)),
         chunk_bytes: PAGE_BYTES,
+        may_read_heads: how & 8 != 0,
     };
     let files = files(rest);
     let (small, end) = read(&files, options, checksum);

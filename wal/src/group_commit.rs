@@ -15,6 +15,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
+use core::iter::once;
 use core::mem;
 
 use crate::block::{BLOCK_HEADER_BYTES, Block, BlockBuffer, PAGE_BYTES, flags};
@@ -128,7 +129,7 @@ impl fmt::Display for LogFailure {
         write!(
             f,
             "the log failed {failure}; durable up to LSN {durable_lsn}, nothing after it is acknowledged; check the disk, \
-             then restart, or take a snapshot and go on in new files"
+             then restart: it goes on in new files, with what is durable"
         )
     }
 }
@@ -156,6 +157,26 @@ pub struct Counters {
     pub refused_full: u64,
     /// `[n]`: blocks with 2^(n-1) to 2^n - 1 frames; `[0]`: none. No block has room for 2^23.
     pub records_per_block: [u64; 24],
+}
+
+impl Counters {
+    /// These, and those of the writer before.
+    pub fn behind(self, before: &Counters) -> Counters {
+        let mut records_per_block = self.records_per_block;
+        records_per_block.iter_mut().zip(before.records_per_block).for_each(|(mine, more)| *mine += more);
+        Counters {
+            records: self.records + before.records,
+            payload_bytes: self.payload_bytes + before.payload_bytes,
+            blocks: self.blocks + before.blocks,
+            block_bytes: self.block_bytes + before.block_bytes,
+            writes: self.writes + before.writes,
+            flushes: self.flushes + before.flushes,
+            short_writes: self.short_writes + before.short_writes,
+            refused_busy: self.refused_busy + before.refused_busy,
+            refused_full: self.refused_full + before.refused_full,
+            records_per_block,
+        }
+    }
 }
 
 /// A block whose write has been handed out. They stand in order; the front ones, once written, are the
@@ -248,6 +269,7 @@ impl GroupCommit {
         }
         let plan = Plan {
             segment_bytes: settings.segment_bytes,
+            first_bytes: settings.first_bytes(),
             block_bytes_max: settings.block_bytes_max as u64,
             spare_segments: settings.spare_segments,
             epoch: start.epoch,
@@ -305,17 +327,38 @@ impl GroupCommit {
 
     /// Appends one record; see [`GroupCommit::append_batch`].
     pub fn append(&mut self, payload: &[u8], unix_us: u64) -> Result<Lsn, Refused> {
-        self.admit(payload.len() + FRAME_BYTES)?;
-        self.push(payload, unix_us);
-        Ok(self.appended_lsn)
+        self.append_all(once(payload), FRAME_BYTES + payload.len(), unix_us)
     }
 
     /// Appends the records of one shard's turn, all or none of them, under consecutive LSNs in their order.
     /// Returns the last one's: a reply that shows any of them waits for that. `unix_us` is the turn's time.
     pub fn append_batch(&mut self, batch: &Batch, unix_us: u64) -> Result<Lsn, Refused> {
-        self.admit(batch.framed_bytes())?;
-        for payload in batch.iter() {
-            self.push(payload, unix_us);
+        self.append_all(batch.iter(), batch.framed_bytes(), unix_us)
+    }
+
+    /// The same with records from anywhere, which take `framed` bytes in all.
+    pub fn append_all<'a>(
+        &mut self,
+        payloads: impl Iterator<Item = &'a [u8]>,
+        framed: usize,
+        unix_us: u64,
+    ) -> Result<Lsn, Refused> {
+        self.admit(framed)?;
+        let mut payloads = payloads.peekable();
+        while payloads.peek().is_some() {
+            self.last_unix_us = self.last_unix_us.max(unix_us);
+            // Nearly all of them fit into the block that is open: one loop that does nothing else.
+            if let Some(open) = &mut self.open {
+                let before = open.count;
+                let bytes = open.push_fitting(&mut payloads, self.last_unix_us);
+                let count = u64::from(open.count - before);
+                self.appended_lsn = self.appended_lsn.plus(count);
+                self.counters.records += count;
+                self.counters.payload_bytes += bytes as u64 - count * FRAME_BYTES as u64;
+            }
+            if let Some(payload) = payloads.next() {
+                self.push(payload);
+            }
         }
         Ok(self.appended_lsn)
     }
@@ -358,8 +401,7 @@ impl GroupCommit {
         }
     }
 
-    fn push(&mut self, payload: &[u8], unix_us: u64) {
-        self.last_unix_us = self.last_unix_us.max(unix_us);
+    fn push(&mut self, payload: &[u8]) {
         let lsn = self.appended_lsn.next();
         let framed = FRAME_BYTES + payload.len();
         let open_bytes = self.open.as_ref().map_or(BLOCK_HEADER_BYTES, |open| open.buffer.used());
@@ -538,9 +580,19 @@ impl GroupCommit {
     /// `None` while an operation of this writer is in flight, whose buffer the kernel still reads.
     pub fn start_afresh(&self, uid_seed: u64) -> Option<Start> {
         self.failure.filter(|_| self.is_quiet())?;
-        let length = self.settings.segment_bytes;
+        Some(self.start_behind(self.epoch.next(), uid_seed))
+    }
+
+    /// After [`GroupCommit::close`]: how a new writer goes on behind the last record under a later epoch, as a node
+    /// does that is promoted, or whose primary was. `None` while an operation of this writer is in flight.
+    pub fn start_epoch(&self, epoch: Epoch, uid_seed: u64) -> Option<Start> {
+        (self.failure.is_none() && self.is_closed())
+            .then(|| self.start_behind(epoch.max(self.epoch), uid_seed))
+    }
+
+    fn start_behind(&self, epoch: Epoch, uid_seed: u64) -> Start {
         let (mut segments, mut spares): (Vec<KnownSegment>, Vec<Sequence>) = Default::default();
-        for file in self.spares.leftovers() {
+        for (file, length) in self.spares.leftovers() {
             match file {
                 FileName::Segment(sequence) => {
                     segments.push(KnownSegment { sequence, length, first_lsn: None, is_empty: false })
@@ -550,9 +602,9 @@ impl GroupCommit {
         }
         segments.extend(self.spares.known());
         segments.sort_by_key(|segment| segment.sequence);
-        Some(Start {
+        Start {
             next_lsn: self.appended_lsn.next(),
-            epoch: self.epoch.next(),
+            epoch,
             epoch_first_lsn: self.appended_lsn.next(),
             next_sequence: self.spares.next_sequence(),
             segments,
@@ -560,7 +612,7 @@ impl GroupCommit {
             last_unix_us: self.last_unix_us,
             is_marked: false,
             uid_seed,
-        })
+        }
     }
 
     /// The next thing to do, until there is nothing. Asked at the end of a turn, when all of the turn's

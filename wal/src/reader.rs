@@ -37,6 +37,13 @@ use crate::spares::KnownSegment;
 /// How many bytes from the start of each segment [`LogReader::open`] wants to see.
 pub const HEAD_BYTES: usize = 2 * PAGE_BYTES;
 
+/// Bytes read at once behind the end of a log.
+const SCAN_BYTES: usize = 256 << 10;
+/// Bytes of which the heads of pages are read at once.
+const HEADS_BYTES: usize = 4 << 20;
+/// Bytes read at once at first, twice as many each time: what is wanted may be a few records, or all of a long log.
+const FIRST_CHUNK_BYTES: usize = 128 << 10;
+
 /// A file with a segment's name.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentFile<'a> {
@@ -71,12 +78,15 @@ pub struct ReadOptions {
     pub durable_at_least: Lsn,
     /// Bytes to read at once; more where a block is longer.
     pub chunk_bytes: usize,
+    /// Requests may be [`heads_only`](ReadRequest::heads_only).
+    pub may_read_heads: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> ReadOptions {
         let (from, until) = (Lsn::FIRST, Until::End);
-        ReadOptions { from, until, durable_at_least: Lsn::ZERO, chunk_bytes: 4 << 20 }
+        let (durable_at_least, may_read_heads) = (Lsn::ZERO, false);
+        ReadOptions { from, until, durable_at_least, chunk_bytes: 4 << 20, may_read_heads }
     }
 }
 
@@ -89,6 +99,16 @@ pub struct ReadRequest {
     pub offset: u64,
     /// So many; a multiple of 4096, and never beyond the end of the file.
     pub length: usize,
+    /// Of each 4096 of them only the first [`BLOCK_HEADER_BYTES`] are wanted, one behind the other: where blocks are looked for,
+    /// and where they hold nothing that is wanted. Only if [`ReadOptions::may_read_heads`].
+    pub heads_only: bool,
+}
+
+impl ReadRequest {
+    /// Bytes that are to be handed in.
+    pub fn bytes(&self) -> usize {
+        if self.heads_only { self.length / PAGE_BYTES * BLOCK_HEADER_BYTES } else { self.length }
+    }
 }
 
 #[derive(Debug)]
@@ -163,10 +183,16 @@ pub struct LogReader {
     expected: Lsn,
     is_within: bool,
     is_closed: bool,
+    /// How much is read next.
+    chunk_bytes: usize,
     chunk: Vec<u8>,
     chunk_offset: u64,
     /// The segment of the chunk; none before the first read.
     chunk_index: usize,
+    /// It has the heads of pages only.
+    chunk_is_heads: bool,
+    /// Blocks are passed over by their heads: until one has to be read.
+    may_skip: bool,
     wanted: Option<ReadRequest>,
     block: Option<OpenBlock>,
     joined: Vec<u8>,
@@ -217,9 +243,12 @@ impl LogReader {
             expected: options.from,
             is_within: false,
             is_closed: false,
+            chunk_bytes: options.chunk_bytes.min(FIRST_CHUNK_BYTES),
             chunk: Vec::new(),
             chunk_offset: 0,
             chunk_index: usize::MAX,
+            chunk_is_heads: false,
+            may_skip: options.may_read_heads,
             wanted: None,
             block: None,
             joined: Vec::new(),
@@ -274,18 +303,21 @@ impl LogReader {
     pub fn handle_read(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         let request = self.wanted.take().expect("bytes were wanted");
         self.bytes_read += bytes.len() as u64;
-        if bytes.len() != request.length {
+        if bytes.len() != request.bytes() {
+            let found =
+                if request.heads_only { bytes.len() / BLOCK_HEADER_BYTES * PAGE_BYTES } else { bytes.len() };
             self.damage = Some(Damage {
                 kind: DamageKind::Length,
                 file: FileName::Segment(request.sequence),
-                offset: request.offset + bytes.len() as u64,
+                offset: request.offset + found as u64,
                 expected: format!("{} bytes at offset {}", request.length, request.offset),
-                found: format!("{} bytes", bytes.len()),
+                found: format!("{found} bytes"),
                 intact_before: self.expected,
             });
         }
         self.chunk_index = self.index;
         self.chunk_offset = request.offset;
+        self.chunk_is_heads = request.heads_only;
         core::mem::replace(&mut self.chunk, bytes)
     }
 
@@ -435,6 +467,11 @@ impl LogReader {
             self.leave_segment(Some(Found::EndOfSegment))?;
             return Ok(true);
         }
+        match self.skip_block() {
+            None => return Ok(false),
+            Some(true) => return Ok(true),
+            Some(false) => {}
+        }
         let Some(start) = self.in_chunk(PAGE_BYTES) else { return Ok(false) };
         let page = &self.chunk[start..start + PAGE_BYTES];
         let Some(header) = BlockHeader::decode(page, self.offset, seed, self.checksum) else {
@@ -478,17 +515,74 @@ impl LogReader {
 
     /// Where in the chunk the bytes at the current offset stand; wants them if they are not there.
     fn in_chunk(&mut self, bytes: usize) -> Option<usize> {
-        if self.chunk_index == self.index && self.offset >= self.chunk_offset {
+        if self.chunk_index == self.index && !self.chunk_is_heads && self.offset >= self.chunk_offset {
             let start = (self.offset - self.chunk_offset) as usize;
             if start + bytes <= self.chunk.len() {
                 return Some(start);
             }
         }
         let header = &self.segments[self.index].header;
-        let chunk = self.options.chunk_bytes.next_multiple_of(PAGE_BYTES).max(bytes) as u64;
+        // Looking for a block behind the end reads a whole segment that is mostly zeros, at every start. What fits into the
+        // nearest cache is copied there several times as fast.
+        let most = match self.state {
+            State::Scanning { .. } => SCAN_BYTES,
+            _ => usize::MAX,
+        };
+        let chunk = self.chunk_bytes.min(most).next_multiple_of(PAGE_BYTES).max(bytes) as u64;
         let length = chunk.min(header.length - self.offset) as usize;
-        self.wanted = Some(ReadRequest { sequence: header.sequence, offset: self.offset, length });
+        self.chunk_bytes = (2 * self.chunk_bytes).min(self.options.chunk_bytes);
+        let (sequence, offset) = (header.sequence, self.offset);
+        self.wanted = Some(ReadRequest { sequence, offset, length, heads_only: false });
         None
+    }
+
+    /// Where in the chunk the head of the page at the current offset stands; wants it if it is not there.
+    fn head_in_chunk(&mut self) -> Option<usize> {
+        if !self.options.may_read_heads {
+            return self.in_chunk(PAGE_BYTES);
+        }
+        if self.chunk_index == self.index && self.chunk_is_heads && self.offset >= self.chunk_offset {
+            let start = ((self.offset - self.chunk_offset) / PAGE_BYTES as u64) as usize * BLOCK_HEADER_BYTES;
+            if start + BLOCK_HEADER_BYTES <= self.chunk.len() {
+                return Some(start);
+            }
+        }
+        let header = &self.segments[self.index].header;
+        let (sequence, offset) = (header.sequence, self.offset);
+        let length = (HEADS_BYTES as u64).min(header.length - offset) as usize;
+        self.wanted = Some(ReadRequest { sequence, offset, length, heads_only: true });
+        None
+    }
+
+    /// Goes on behind a block that a snapshot holds all of: by its head alone. The one with the record before the first that is
+    /// wanted is read, for its time. `None`: bytes are wanted first; false: this one and those behind it are to be read.
+    fn skip_block(&mut self) -> Option<bool> {
+        if self.may_skip && self.expected < self.options.from {
+            let start = self.head_in_chunk()?;
+            let Segment { header: SegmentHeader { length, .. }, seed, ceiling, .. } =
+                self.segments[self.index];
+            let head = BlockHeader::decode(&self.chunk[start..], self.offset, seed, self.checksum);
+            let is_plain = |block: &BlockHeader| {
+                block.first_lsn == self.expected
+                    && !self.is_within
+                    && !block.has(flags::CONTINUED)
+                    && !block.has(flags::CONTINUES)
+                    && u64::from(block.length) <= length - self.offset
+            };
+            if let Some(block) = head.filter(is_plain)
+                && let behind = block.first_lsn.plus(u64::from(block.count))
+                && behind < self.options.from
+                && behind <= ceiling
+            {
+                self.blocks += 1;
+                self.is_closed = block.has(flags::CLOSED);
+                self.expected = behind;
+                self.offset += u64::from(block.length);
+                return Some(true);
+            }
+        }
+        self.may_skip = false;
+        Some(false)
     }
 
     /// No block follows here (`found` says what does, or that a later epoch begins): the next segment goes
@@ -561,7 +655,7 @@ impl LogReader {
             self.offset = FIRST_BLOCK_OFFSET;
             return Ok(true);
         }
-        let Some(start) = self.in_chunk(PAGE_BYTES) else { return Ok(false) };
+        let Some(start) = self.head_in_chunk() else { return Ok(false) };
         if let Some(header) = BlockHeader::decode(&self.chunk[start..], self.offset, seed, self.checksum) {
             // In a later segment, what it says of its own first pages: all before it was durable before it
             // began.
@@ -776,9 +870,14 @@ pub fn read_all(
         };
         let (_, bytes) =
             files.iter().find(|(sequence, _)| *sequence == request.sequence).expect("it was given");
-        let start = request.offset as usize;
+        let wanted = &bytes[request.offset as usize..][..request.length];
         memory.clear();
-        memory.extend_from_slice(&bytes[start..start + request.length]);
+        match request.heads_only {
+            true => wanted
+                .chunks_exact(PAGE_BYTES)
+                .for_each(|page| memory.extend_from_slice(&page[..BLOCK_HEADER_BYTES])),
+            false => memory.extend_from_slice(wanted),
+        }
         memory = reader.handle_read(memory);
     }
 }

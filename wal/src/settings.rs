@@ -14,6 +14,9 @@ pub(crate) const MARKS_BYTES: u64 = 2 * PAGE_BYTES as u64;
 pub struct Settings {
     /// Bytes of a segment file.
     pub segment_bytes: u64,
+    /// Bytes of the segment that is created where there is none to write to and none to be recycled: nothing can be
+    /// written before its zeros are. No more than `segment_bytes`, and no fewer than a segment may have.
+    pub first_segment_bytes: u64,
     /// Bytes of the largest block. A longer record is spread over several.
     pub block_bytes_max: usize,
     /// Memory of records that are not durable yet; beyond it, [`Busy`](crate::group_commit::Refused::Busy).
@@ -35,6 +38,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             segment_bytes: 64 << 20,
+            first_segment_bytes: 4 << 20,
             block_bytes_max: 256 << 10,
             pending_bytes_max: 64 << 20,
             append_bytes_max: 4 << 20,
@@ -54,10 +58,10 @@ impl Settings {
         let wrong = if !block.is_multiple_of(page) || block == 0 || self.block_bytes_max > BLOCK_BYTES_LIMIT {
             alloc::format!("a block is 4096 to {BLOCK_BYTES_LIMIT} bytes, a multiple of 4096; found {block}")
         } else if !self.segment_bytes.is_multiple_of(page)
-            || self.segment_bytes < FIRST_BLOCK_OFFSET + 2 * block + MARKS_BYTES
+            || self.segment_bytes < self.segment_bytes_least()
             || self.segment_bytes > SEGMENT_BYTES_LIMIT
         {
-            let least = FIRST_BLOCK_OFFSET + 2 * block + MARKS_BYTES;
+            let least = self.segment_bytes_least();
             let found = self.segment_bytes;
             alloc::format!(
                 "a segment is a multiple of 4096 bytes and at least {least} with blocks of {block}; found {found}"
@@ -75,6 +79,17 @@ impl Settings {
             return Ok(());
         };
         Err(wrong)
+    }
+
+    fn segment_bytes_least(&self) -> u64 {
+        FIRST_BLOCK_OFFSET + 2 * self.block_bytes_max as u64 + MARKS_BYTES
+    }
+
+    /// Bytes of the segment that is waited for at the start.
+    pub(crate) fn first_bytes(&self) -> u64 {
+        let pages =
+            self.first_segment_bytes.max(self.segment_bytes_least()).next_multiple_of(PAGE_BYTES as u64);
+        pages.min(self.segment_bytes)
     }
 
     pub(crate) fn capacity(&self) -> usize {

@@ -8,6 +8,9 @@
 //! What an earlier run prepared and did not begin, and the segments in which it wrote nothing but marks, are recycled like
 //! released ones: starts without writes do not make the directory grow.
 //!
+//! Where there is nothing to write to and nothing to recycle, everybody waits for a segment to be created. That one is short
+//! ([`Settings::first_segment_bytes`](crate::settings::Settings::first_segment_bytes)), and the next is prepared at once.
+//!
 //! A full disk is met here and nowhere else. It is no failure of the log: what is prepared can still be
 //! filled, and [`Spares::retry`] or a segment that is released ends it.
 
@@ -51,6 +54,7 @@ pub struct KnownSegment {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) segment_bytes: u64,
+    pub(crate) first_bytes: u64,
     pub(crate) block_bytes_max: u64,
     pub(crate) spare_segments: usize,
     pub(crate) epoch: Epoch,
@@ -78,6 +82,19 @@ pub struct SegmentCounters {
     pub preparations_failed: u64,
     /// Deletions that failed; the file stays until the next start finds it.
     pub deletions_failed: u64,
+}
+
+impl SegmentCounters {
+    /// These, and those of the writer before.
+    pub fn behind(self, before: &SegmentCounters) -> SegmentCounters {
+        SegmentCounters {
+            created: self.created + before.created,
+            recycled: self.recycled + before.recycled,
+            deleted: self.deleted + before.deleted,
+            preparations_failed: self.preparations_failed + before.preparations_failed,
+            deletions_failed: self.deletions_failed + before.deletions_failed,
+        }
+    }
 }
 
 /// The segment that is being written.
@@ -121,7 +138,7 @@ enum Step {
 
 #[derive(Debug)]
 enum Task {
-    Prepare { sequence: Sequence, step: Step },
+    Prepare { sequence: Sequence, length: u64, step: Step },
     Delete { file: FileName, deleted: bool },
     Close { file: FileName },
 }
@@ -135,8 +152,8 @@ pub struct Spares {
     /// Segments with records that may still be needed, oldest first, the current one not among them.
     live: VecDeque<KnownSegment>,
     pub(crate) current: Option<Current>,
-    /// Prepared: the names of segments, durable.
-    ready: VecDeque<Sequence>,
+    /// Prepared, with their lengths: the names of segments, durable.
+    ready: VecDeque<(Sequence, u64)>,
     /// Released, complete, and of the right length.
     recyclable: VecDeque<FileName>,
     garbage: VecDeque<FileName>,
@@ -208,8 +225,8 @@ impl Spares {
     /// Bytes of blocks that certainly find room in the current and the prepared segments.
     pub(crate) fn room(&self) -> u64 {
         let current = self.current.as_ref().map_or(0, |current| current.length - current.offset);
-        let ready = self.plan.usable(self.plan.segment_bytes - FIRST_BLOCK_OFFSET) * self.ready.len() as u64;
-        self.plan.usable(current) + ready
+        let whole = |&(_, length): &(Sequence, u64)| self.plan.usable(length - FIRST_BLOCK_OFFSET);
+        self.plan.usable(current) + self.ready.iter().map(whole).sum::<u64>()
     }
 
     /// Prepares so much room, even beyond the configured number of spares: a large record is coming. Smaller
@@ -258,17 +275,22 @@ impl Spares {
         self.live.iter().copied().chain(current)
     }
 
-    /// Segments that hold no block and files to be removed, for a writer that takes over.
-    pub(crate) fn leftovers(&self) -> impl Iterator<Item = FileName> {
+    /// Segments that hold no block and files to be removed, for a writer that takes over, and their lengths: none of those
+    /// that are not to be recycled.
+    pub(crate) fn leftovers(&self) -> impl Iterator<Item = (FileName, u64)> {
         let task = match self.task {
-            Some(Task::Prepare { sequence, step: Step::FlushName }) => Some(FileName::Segment(sequence)),
-            Some(Task::Prepare { step: Step::Discard(file), .. }) => Some(file),
-            Some(Task::Prepare { sequence, .. }) => Some(FileName::Spare(sequence)),
-            Some(Task::Delete { file, deleted: false }) => Some(file),
+            Some(Task::Prepare { sequence, length, step: Step::FlushName }) => {
+                Some((FileName::Segment(sequence), length))
+            }
+            Some(Task::Prepare { step: Step::Discard(file), .. }) => Some((file, 0)),
+            Some(Task::Prepare { sequence, .. }) => Some((FileName::Spare(sequence), 0)),
+            Some(Task::Delete { file, deleted: false }) => Some((file, 0)),
             _ => None,
         };
-        let ready = self.ready.iter().map(|&sequence| FileName::Segment(sequence));
-        ready.chain(self.recyclable.iter().copied()).chain(self.garbage.iter().copied()).chain(task)
+        let ready = self.ready.iter().map(|&(sequence, length)| (FileName::Segment(sequence), length));
+        let recyclable = self.recyclable.iter().map(|&file| (file, self.plan.segment_bytes));
+        let garbage = self.garbage.iter().map(|&file| (file, 0));
+        ready.chain(recyclable).chain(garbage).chain(task)
     }
 
     pub(crate) fn next_sequence(&self) -> Sequence {
@@ -277,9 +299,8 @@ impl Spares {
 
     /// Begins the next segment if one is ready. The caller has made sure that all before it is durable.
     pub(crate) fn switch(&mut self, first_lsn: Lsn) -> bool {
-        let Some(sequence) = self.ready.pop_front() else { return false };
-        let seed = self.header(sequence).seed(self.checksum);
-        let length = self.plan.segment_bytes;
+        let Some((sequence, length)) = self.ready.pop_front() else { return false };
+        let seed = self.header(sequence, length).seed(self.checksum);
         let next = Current { sequence, seed, offset: FIRST_BLOCK_OFFSET, length, first_lsn };
         if let Some(old) = self.current.replace(next) {
             self.closable.push_back(old.file());
@@ -333,11 +354,11 @@ impl Spares {
         }
     }
 
-    fn header(&self, sequence: Sequence) -> SegmentHeader {
+    fn header(&self, sequence: Sequence, length: u64) -> SegmentHeader {
         SegmentHeader {
             uid: uid(self.plan.uid_seed, sequence),
             sequence,
-            length: self.plan.segment_bytes,
+            length,
             epoch: self.plan.epoch,
             epoch_first_lsn: self.plan.epoch_first_lsn,
         }
@@ -359,7 +380,9 @@ impl Spares {
     }
 
     fn next_task(&mut self) -> Option<Task> {
-        let wanted = self.ready.len() < self.plan.spare_segments || self.room() < self.target_room;
+        // A short one is for those who wait, and no spare.
+        let spares = self.ready.iter().filter(|&&(_, length)| length == self.plan.segment_bytes).count();
+        let wanted = spares < self.plan.spare_segments || self.room() < self.target_room;
         if wanted && let Some(old) = self.recyclable.pop_front() {
             return Some(self.prepare(Step::RenameRecycled(old)));
         }
@@ -376,35 +399,33 @@ impl Spares {
     fn prepare(&mut self, step: Step) -> Task {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.next();
-        Task::Prepare { sequence, step }
+        let is_waited_for = self.current.is_none() && self.ready.is_empty() && matches!(step, Step::Create);
+        let length = if is_waited_for { self.plan.first_bytes } else { self.plan.segment_bytes };
+        Task::Prepare { sequence, length, step }
     }
 
     fn action(&self, task: &Task) -> Action {
-        let (sequence, step) = match *task {
+        let (sequence, length, step) = match *task {
             Task::Close { file } => return Action::Close { file },
             Task::Delete { file, deleted: false } => return Action::Delete { file },
             Task::Delete { deleted: true, .. } => return Action::FlushDirectory,
-            Task::Prepare { sequence, step } => (sequence, step),
+            Task::Prepare { sequence, length, step } => (sequence, length, step),
         };
         let file = FileName::Spare(sequence);
         match step {
             Step::Create => Action::Create { file },
-            Step::Reserve => Action::Reserve { file, length: self.plan.segment_bytes },
-            Step::WriteZeros(offset) => Action::WriteZeros { file, offset, length: self.zeros_at(offset) },
+            Step::Reserve => Action::Reserve { file, length },
+            Step::WriteZeros(offset) => Action::WriteZeros { file, offset, length: zeros_at(offset, length) },
             Step::RenameRecycled(from) => Action::Rename { from, to: file },
             Step::FlushRecycledName | Step::FlushName => Action::FlushDirectory,
             Step::WriteHeader => {
-                let buffer = self.header(sequence).encode(self.checksum);
+                let buffer = self.header(sequence, length).encode(self.checksum);
                 Action::Write { file, offset: 0, buffer, start: 0, sync: Sync::None }
             }
             Step::FlushFile => Action::Flush { file },
             Step::RenamePrepared => Action::Rename { from: file, to: FileName::Segment(sequence) },
             Step::Discard(file) => Action::Delete { file },
         }
-    }
-
-    fn zeros_at(&self, offset: u64) -> u64 {
-        ZEROS_BYTES_MAX.min(self.plan.segment_bytes - offset)
     }
 
     /// True if the completion was of an operation issued here.
@@ -426,12 +447,18 @@ impl Spares {
                 }
             },
             Task::Delete { deleted: true, .. } => None,
-            Task::Prepare { sequence, step } => self.after(sequence, step, completion.result),
+            Task::Prepare { sequence, length, step } => self.after(sequence, length, step, completion.result),
         };
         true
     }
 
-    fn after(&mut self, sequence: Sequence, step: Step, result: Result<usize, Errno>) -> Option<Task> {
+    fn after(
+        &mut self,
+        sequence: Sequence,
+        length: u64,
+        step: Step,
+        result: Result<usize, Errno>,
+    ) -> Option<Task> {
         let spare = FileName::Spare(sequence);
         let result = match (step, result) {
             // The header is one page, and its space is reserved: nothing is short about it but for an error.
@@ -444,11 +471,9 @@ impl Spares {
                 let failure = |doing, file, offset, length| Failure { doing, file, offset, length, errno };
                 let (failure, leftover) = match step {
                     Step::Create => (failure(Doing::Creating, spare, 0, 0), None),
-                    Step::Reserve => {
-                        (failure(Doing::Preallocating, spare, 0, self.plan.segment_bytes), Some(spare))
-                    }
+                    Step::Reserve => (failure(Doing::Preallocating, spare, 0, length), Some(spare)),
                     Step::WriteZeros(offset) => {
-                        (failure(Doing::Preallocating, spare, offset, self.zeros_at(offset)), Some(spare))
+                        (failure(Doing::Preallocating, spare, offset, zeros_at(offset, length)), Some(spare))
                     }
                     // The segment keeps its old name, or is a spare that the next start removes.
                     Step::RenameRecycled(from) => (failure(Doing::Renaming, from, 0, 0), None),
@@ -464,12 +489,12 @@ impl Spares {
                 };
                 self.shortage = Some(failure);
                 self.counters.preparations_failed += 1;
-                return leftover.map(|file| Task::Prepare { sequence, step: Step::Discard(file) });
+                return leftover.map(|file| Task::Prepare { sequence, length, step: Step::Discard(file) });
             }
             (Step::Create, Ok(_)) => Step::Reserve,
             (Step::Reserve, Ok(_)) => Step::WriteZeros(0),
-            (Step::WriteZeros(offset), Ok(_)) => match offset + self.zeros_at(offset) {
-                end if end == self.plan.segment_bytes => {
+            (Step::WriteZeros(offset), Ok(_)) => match offset + zeros_at(offset, length) {
+                end if end == length => {
                     self.counters.created += 1;
                     Step::WriteHeader
                 }
@@ -485,10 +510,15 @@ impl Spares {
             (Step::RenamePrepared, Ok(_)) => Step::FlushName,
             (Step::FlushName, Ok(_)) => {
                 self.shortage = None;
-                self.ready.push_back(sequence);
+                self.ready.push_back((sequence, length));
                 return None;
             }
         };
-        Some(Task::Prepare { sequence, step: next })
+        Some(Task::Prepare { sequence, length, step: next })
     }
+}
+
+/// Zeros written at once from there on, in a segment of that length.
+fn zeros_at(offset: u64, length: u64) -> u64 {
+    ZEROS_BYTES_MAX.min(length - offset)
 }

@@ -5,7 +5,7 @@
 
 mod disk;
 
-use disk::{Disk, Random, checksum, read};
+use disk::{Disk, Random, assert_same, checksum, read};
 use wal::group_commit::{FlushPolicy, GroupCommit, Refused, Settings, Start, WriteMode};
 use wal::lsn::Lsn;
 use wal::reader::{ReadOptions, Until};
@@ -35,6 +35,7 @@ fn settings(random: &mut Random) -> Settings {
     let segment_bytes = 4096 * (4 + 2 * (block_bytes_max / 4096) + random.below(24)) as u64;
     Settings {
         segment_bytes,
+        first_segment_bytes: [0, segment_bytes][random.below(2)],
         block_bytes_max,
         pending_bytes_max: 256 << 10,
         append_bytes_max: 2048,
@@ -272,8 +273,11 @@ impl Run {
 
     fn restart(&mut self, until: Until) {
         let chunk_bytes = 1 + self.random.below(40_000);
-        let options = ReadOptions { from: Lsn(self.needed), until, durable_at_least: Lsn::ZERO, chunk_bytes };
+        let may_read_heads = self.random.below(2) == 0;
+        let from = Lsn(self.needed);
+        let options = ReadOptions { from, until, durable_at_least: Lsn::ZERO, chunk_bytes, may_read_heads };
         let (records, end) = read(&self.disk.segments(), options);
+        assert_same(&self.disk.segments(), options);
         let end = end.unwrap_or_else(|damage| panic!("seed {}: {damage}\n{:?}", self.seed, self.settings));
         for (index, record) in records.iter().enumerate() {
             let lsn = self.needed as usize + index;

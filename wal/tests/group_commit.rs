@@ -148,7 +148,7 @@ fn a_failed_write_ends_everything() {
     );
     assert_eq!((failure.failure.doing, failure.durable_lsn), (Doing::Writing, Lsn(1)));
     let said = failure.to_string();
-    for word in [&file.to_string(), "offset 16384", "4096 bytes", "EIO", "LSN 1", "snapshot"] {
+    for word in [&file.to_string(), "offset 16384", "4096 bytes", "EIO", "LSN 1", "restart"] {
         assert!(said.contains(word), "{word:?} is not in {said:?}");
     }
     assert_eq!(log.append(b"more", 1), Err(Refused::Failed(failure)));
@@ -174,6 +174,26 @@ fn a_failed_write_ends_everything() {
     assert_eq!(afresh.durable_lsn(), Lsn(5));
     let (records, end) = read(&disk.segments(), ReadOptions { from: Lsn(5), ..ReadOptions::default() });
     assert_eq!((records.len(), end.unwrap().next_lsn), (1, Lsn(6)));
+}
+
+/// A node that is promoted, or whose primary was: the records before stay what they were, the next are of another epoch.
+#[test]
+fn a_closed_writer_is_followed_by_one_of_another_epoch() {
+    let (mut disk, mut log) = started(settings());
+    assert_eq!(log.append(b"one", 1), Ok(Lsn(1)));
+    assert!(log.start_epoch(Epoch(7), 5).is_none(), "it is not closed");
+    disk.settle(&mut log);
+    log.close();
+    disk.settle(&mut log);
+    let start = log.start_epoch(Epoch(7), 5).expect("nothing is in flight");
+    assert_eq!((start.next_lsn, start.epoch, start.epoch_first_lsn), (Lsn(2), Epoch(7), Lsn(2)));
+    let mut next = GroupCommit::new(settings(), &start, checksum());
+    disk.settle(&mut next);
+    assert_eq!(next.append(b"two", 1), Ok(Lsn(2)));
+    disk.settle(&mut next);
+    let (records, end) = read(&disk.segments(), ReadOptions::default());
+    let end = end.unwrap();
+    assert_eq!((records.len(), end.next_lsn, end.epoch), (2, Lsn(3), Epoch(7)));
 }
 
 #[test]
@@ -469,6 +489,77 @@ fn preparing_a_segment_keeps_its_order() {
     let recycled = [Rename, FlushDirectory, WriteHeader, Flush, Rename, FlushDirectory];
     let steps: Vec<Kind> = disk.completed.iter().copied().filter(|kind| *kind != WriteBlock).collect();
     assert!(steps.windows(6).any(|window| window == recycled), "{steps:?}");
+}
+
+/// With nothing to write to and nothing to recycle, what everybody waits for is as short as a segment can be. It counts as no
+/// spare, is never taken for a whole one, and a start that has something to recycle does without.
+#[test]
+fn nobody_waits_for_a_whole_segment() {
+    let (whole, short) = (64 * 4096, 7 * 4096);
+    let settings = Settings { segment_bytes: whole, first_segment_bytes: 0, ..settings() };
+    let mut log = GroupCommit::new(settings, &Start::empty(7), checksum());
+    let mut disk = Disk::new(1);
+    let lengths = |disk: &Disk| disk.segments().iter().map(|file| file.1.len() as u64).collect::<Vec<u64>>();
+    let begin = |log: &mut GroupCommit, disk: &mut Disk| {
+        while let Err(refused) = log.append(b"first", 1) {
+            assert_eq!(refused, Refused::Starting);
+            disk.take_operations(log);
+            assert!(disk.complete_one(log), "it is never ready");
+        }
+    };
+    begin(&mut log, &mut disk);
+    assert_eq!(lengths(&disk), [short]);
+    disk.settle(&mut log);
+    assert_eq!(lengths(&disk), [short, whole], "a spare is prepared before the short one is full");
+    // Room is what there is: longer than the first, shorter than the two.
+    assert_eq!(log.admission(16 * 4096), Ok(()));
+    while log.segments().count() < 4 {
+        log.append(&[1; 5000], 1).unwrap();
+        disk.settle(&mut log);
+    }
+    assert_eq!(lengths(&disk), [short, whole, whole, whole, whole]);
+    assert_eq!(read(&disk.segments(), ReadOptions::default()).1.unwrap().next_lsn, log.appended_lsn().next());
+    disk.cut_power();
+    let (_, end) = read(&disk.segments(), ReadOptions::default());
+    let mut log = GroupCommit::new(settings, &end.unwrap().start(&disk.spares(), 8), checksum());
+    disk.completed.clear();
+    begin(&mut log, &mut disk);
+    assert!(!disk.completed.contains(&Kind::WriteZeros), "{:?}", disk.completed);
+    log.release(log.appended_lsn());
+    disk.settle(&mut log);
+    assert!(lengths(&disk).iter().all(|&length| length == whole), "{:?}", lengths(&disk));
+}
+
+/// A writer that takes over from one that was closed early takes no file for a segment of its own length that is not.
+#[test]
+fn what_is_left_to_the_next_writer_has_the_length_it_has() {
+    for (first_segment_bytes, operations) in (0..40).flat_map(|n| [(0, n), (64 * 4096, n)]) {
+        let (mut disk, mut log) = started(settings());
+        log.append(b"x", 1).unwrap();
+        disk.settle(&mut log);
+        disk.cut_power();
+        let (_, end) = read(&disk.segments(), ReadOptions::default());
+        // All that is left is shorter than a segment is now.
+        let settings = Settings { segment_bytes: 64 * 4096, first_segment_bytes, ..settings() };
+        let start = end.unwrap().start(&disk.spares(), 8);
+        let mut log = GroupCommit::new(settings, &start, checksum());
+        for _ in 0..operations {
+            disk.take_operations(&mut log);
+            disk.complete_one(&mut log);
+        }
+        log.close();
+        disk.settle(&mut log);
+        let next = log.start_epoch(Epoch(5), 9).expect("nothing is in flight");
+        let mut log = GroupCommit::new(settings, &next, checksum());
+        disk.settle(&mut log);
+        for _ in 0..200 {
+            log.append(&[1; 5000], 1).unwrap();
+            disk.settle(&mut log);
+        }
+        disk.cut_power();
+        let (_, end) = read(&disk.segments(), ReadOptions::default());
+        assert_eq!(end.unwrap().next_lsn, log.appended_lsn().next(), "after {operations} operations");
+    }
 }
 
 /// The disk of these tests would say so: a segment that is recycled before its turn to be closed is not closed then.

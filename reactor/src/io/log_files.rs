@@ -235,7 +235,7 @@ impl Zeros {
 }
 
 /// One `pwritev2`.
-fn write_at(file: &File, bytes: &[u8], offset: u64, flags: libc::c_int) -> io::Result<usize> {
+pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64, flags: libc::c_int) -> io::Result<usize> {
     let piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     loop {
         // SAFETY: one entry that describes `bytes`, which are readable for the duration of the call and only
@@ -254,7 +254,7 @@ fn write_at(file: &File, bytes: &[u8], offset: u64, flags: libc::c_int) -> io::R
 }
 
 /// Sets the space aside. Where the file system cannot, the zeros that follow take it.
-fn reserve(file: &File, length: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &File, length: u64) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open.
     let result = check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length as libc::off_t) });
     match result {
@@ -300,6 +300,9 @@ pub struct LogListing {
     pub set_aside: Option<Sequence>,
 }
 
+/// The kernel is asked for so many bytes at a time.
+const EXPECTED_AT_ONCE: u64 = 2 << 20;
+
 /// What a repair appends to the name of a file that it takes out of the log.
 pub const SET_ASIDE_SUFFIX: &str = ".damaged";
 
@@ -315,8 +318,20 @@ pub trait LogSource {
     fn open(&self, sequence: Sequence) -> io::Result<Self::File>;
     /// Reads what is there; 0 at the end.
     fn read_at(&self, file: &Self::File, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads the first bytes of a page after the other from `offset` on, `head` of each. How many it was; fewer: there the file
+    /// ends.
+    fn read_heads(&self, file: &Self::File, bytes: &mut [u8], head: usize, offset: u64) -> io::Result<usize> {
+        for (page, bytes) in bytes.chunks_exact_mut(head).enumerate() {
+            if self.read_at(file, bytes, offset + (page * PAGE_BYTES) as u64)? < head {
+                return Ok(page);
+            }
+        }
+        Ok(bytes.len() / head)
+    }
     /// Lets the system begin to read what will be wanted soon.
     fn read_ahead(&self, file: &Self::File, offset: u64, length: u64);
+    /// All of these will be read soon: the system may begin, and nobody waits.
+    fn expect(&self, _segments: Vec<Sequence>) {}
     /// Makes what can be read durable.
     fn flush(&self, file: &Self::File) -> io::Result<()>;
     /// Makes the names durable.
@@ -353,8 +368,35 @@ impl LogSource for LogDirectory {
         file.read_at(bytes, offset)
     }
 
+    fn read_heads(&self, file: &File, bytes: &mut [u8], head: usize, offset: u64) -> io::Result<usize> {
+        // Copying whole pages for a few bytes of each takes longer than all the rest of a start, and so do as many calls.
+        let there = file.metadata()?.len().saturating_sub(offset) / PAGE_BYTES as u64;
+        let pages = (bytes.len() / head).min(there as usize);
+        let bytes = &mut bytes[..pages * head];
+        with_pages(file, offset, pages * PAGE_BYTES, |memory| {
+            for (head, page) in bytes.chunks_exact_mut(head).zip(memory.chunks_exact(PAGE_BYTES)) {
+                head.copy_from_slice(&page[..head.len()]);
+            }
+        })?;
+        Ok(pages)
+    }
+
     fn read_ahead(&self, file: &File, offset: u64, length: u64) {
         read_ahead(file, offset, length);
+    }
+
+    fn expect(&self, segments: Vec<Sequence>) {
+        let directory = self.clone();
+        // Asking for pages costs their allocation: on a thread of its own, which ends by itself. Without it they are read when
+        // they are wanted.
+        let _ = std::thread::Builder::new().name("read-ahead".into()).spawn(move || {
+            for file in segments.into_iter().filter_map(|sequence| directory.open(sequence).ok()) {
+                let length = file.metadata().map_or(0, |metadata| metadata.len());
+                for offset in (0..length).step_by(EXPECTED_AT_ONCE as usize) {
+                    read_ahead(&file, offset, EXPECTED_AT_ONCE);
+                }
+            }
+        });
     }
 
     fn flush(&self, file: &File) -> io::Result<()> {
@@ -363,6 +405,32 @@ impl LogSource for LogDirectory {
 
     fn flush_directory(&self) -> io::Result<()> {
         flush_directory(&self.0)
+    }
+}
+
+/// Shows a part of a file where the kernel keeps it. The caller has looked that the file is so long, and nobody makes files of a
+/// locked directory shorter: where somebody does, the process ends by SIGBUS.
+fn with_pages(file: &File, offset: u64, length: usize, look: impl FnOnce(&[u8])) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_POPULATE);
+    // SAFETY: a new mapping where the kernel likes, of an open descriptor. It is looked at as bytes that this process does not
+    // write: the file is a log that is being recovered, before anything writes to it. It is unmapped behind the last look.
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            protection,
+            flags,
+            file.as_raw_fd(),
+            offset as libc::off_t,
+        );
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        look(std::slice::from_raw_parts(address.cast::<u8>(), length));
+        check(libc::munmap(address, length)).map(|_| ())
     }
 }
 

@@ -14,10 +14,14 @@
 //! When the shard takes them faster than they are made, it gets one on ordinary pages, which cost microseconds at a
 //! time. And it must not call `mmap` for it: that waits for the lock the helper's touching holds, 5 ms each time. So
 //! address space is reserved at the start, for huge pages and for ordinary ones, and given out from there.
+//!
+//! Regions of a snapshot that a keyspace lives on come back here too: the helper unmaps them.
 
+use super::snapshot_map::MappedRegion;
 use crate::cpu;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -50,7 +54,11 @@ pub struct MmapSource {
     /// Address and mapped bytes of every segment given out. Without it a slice that was never ours could be
     /// handed to `release`, from safe code, and be unmapped.
     segments: BTreeMap<usize, usize>,
+    /// Regions of a snapshot's file that were given out.
+    adopted: BTreeMap<usize, MappedRegion>,
     mapped_bytes: usize,
+    /// While it says so, huge pages are worth waiting for: nobody is served yet.
+    is_patient: Arc<AtomicBool>,
 }
 
 impl MmapSource {
@@ -72,10 +80,31 @@ impl MmapSource {
         // Without a helper (a limit on threads) everything works, only not ahead of time.
         let helper = std::thread::Builder::new().name("segments".into()).spawn(work).ok();
         let ordinary = Space::reserve(Pages::Ordinary);
-        Self { shelf, helper, ordinary, segments: BTreeMap::new(), mapped_bytes: 0 }
+        Self {
+            shelf,
+            helper,
+            ordinary,
+            segments: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            mapped_bytes: 0,
+            is_patient: Arc::default(),
+        }
     }
 
-    /// Bytes given out and not released.
+    /// The same that waits for huge pages while `is_patient` says so, instead of taking ordinary ones.
+    pub fn with_patience(mut self, is_patient: Arc<AtomicBool>) -> Self {
+        self.is_patient = is_patient;
+        self
+    }
+
+    /// Makes a region of a file memory that comes back by [`release`](SegmentSource::release), which unmaps it.
+    pub fn adopt(&mut self, mut region: MappedRegion) -> &'static mut [u8] {
+        let memory = region.memory();
+        self.adopted.insert(region.address(), region);
+        memory
+    }
+
+    /// Bytes given out and not released, regions of files left out.
     pub fn mapped_bytes(&self) -> usize {
         self.mapped_bytes
     }
@@ -84,8 +113,13 @@ impl MmapSource {
 impl SegmentSource for MmapSource {
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]> {
         let length = bytes.checked_next_multiple_of(PAGE).filter(|&length| length > 0)?;
-        let ready =
-            if length == HUGE_PAGE { self.shelf.take().or_else(|| self.ordinary.take()) } else { None };
+        let ready = match length {
+            HUGE_PAGE => {
+                let make = || self.is_patient.load(Ordering::Relaxed).then(|| self.shelf.make()).flatten();
+                self.shelf.take().or_else(make).or_else(|| self.ordinary.take())
+            }
+            _ => None,
+        };
         let address = ready.or_else(|| map_aligned(length, Pages::Ordinary))?;
         self.segments.insert(address.as_ptr().addr(), length);
         self.mapped_bytes += length;
@@ -96,6 +130,10 @@ impl SegmentSource for MmapSource {
 
     fn release(&mut self, memory: &'static mut [u8]) {
         let address = memory.as_mut_ptr();
+        if let Some(region) = self.adopted.remove(&address.addr()) {
+            // Without a helper it is unmapped here.
+            return if self.helper.is_some() { self.shelf.discard(region) } else { drop(region) };
+        }
         let length = self.segments.remove(&address.addr()).expect("a segment of this source");
         assert!(memory.len() <= length && length - memory.len() < PAGE, "a whole segment comes back");
         self.mapped_bytes -= length;
@@ -208,6 +246,8 @@ struct ShelfState {
     wanted: usize,
     /// Segments taken, ever.
     taken: u64,
+    /// Regions of files that nobody refers to any more.
+    discarded: Vec<MappedRegion>,
     closed: bool,
 }
 
@@ -215,7 +255,14 @@ impl Shelf {
     fn new() -> Shelf {
         let space = Space::reserve(Pages::Huge);
         let bounds = space.base..space.base + space.bytes;
-        let state = ShelfState { space, ready: Vec::new(), wanted: RESERVE_MIN, taken: 0, closed: false };
+        let state = ShelfState {
+            space,
+            ready: Vec::new(),
+            wanted: RESERVE_MIN,
+            taken: 0,
+            discarded: Vec::new(),
+            closed: false,
+        };
         Shelf { state: Mutex::new(state), changed: Condvar::new(), space: bounds }
     }
 
@@ -229,6 +276,19 @@ impl Shelf {
 
     fn give_back(&self, address: *mut u8) {
         self.state().space.give_back(address);
+    }
+
+    /// Has the helper unmap a region: that takes as long as there are pages of it in memory.
+    fn discard(&self, region: MappedRegion) {
+        self.state().discarded.push(region);
+        self.changed.notify_one();
+    }
+
+    /// Makes one here and now, where that may take its time.
+    fn make(&self) -> Option<NonNull<u8>> {
+        let address = self.state().space.take()?;
+        touch(address, HUGE_PAGE);
+        Some(address)
     }
 
     fn take(&self) -> Option<NonNull<u8>> {
@@ -248,13 +308,18 @@ impl Shelf {
         let mut seen = 0;
         let mut state = self.state();
         while !state.closed {
-            if state.ready.len() < state.wanted {
-                let Some(address) = state.space.take() else { return };
+            if let Some(region) = state.discarded.pop() {
+                drop(state);
+                drop(region);
+                state = self.state();
+            } else if state.ready.len() < state.wanted
+                && let Some(address) = state.space.take()
+            {
                 drop(state);
                 touch(address, HUGE_PAGE);
                 state = self.state();
                 state.ready.push(address.as_ptr().addr());
-            } else if state.wanted == RESERVE_MIN {
+            } else if state.wanted == RESERVE_MIN || state.ready.is_empty() {
                 state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             } else {
                 let waited = self.changed.wait_timeout(state, RESERVE_LEASE);

@@ -136,6 +136,11 @@ pub struct Consumer<T> {
 }
 
 impl<T> Consumer<T> {
+    /// The most that can be in the queue.
+    pub fn capacity(&self) -> usize {
+        self.queue.capacity
+    }
+
     /// Takes the oldest of the values that the last [`look`](Self::look) saw. Its room is the producer's after the
     /// next [`release`](Self::release).
     #[inline]

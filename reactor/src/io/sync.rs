@@ -1,6 +1,6 @@
-//! What `queue.rs` and `server/mailbox.rs` are built of: atomics, a cell, and the bell that wakes a thread.
+//! What `queue.rs`, `server/mailbox.rs` and `server/replication/turns.rs` are built of: atomics, a cell, and the bell that wakes a thread.
 //!
-//! They take these from here and nowhere else, because `tests/model` compiles the same two files against a module of
+//! They take these from here and nowhere else, because `tests/model` compiles the same files against a module of
 //! the same names that is made of loom's primitives, and there tries every order in which threads can meet.
 
 use super::sys;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use std::hint::spin_loop;
 pub use std::sync::Arc;
-pub use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+pub use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// How often a thread that waits for another looks again before it goes to sleep: a few microseconds.
 pub const SPINS: u32 = 200;

@@ -26,6 +26,20 @@ pub fn return_large_buffers() {
     }
 }
 
+/// The calling thread no longer interrupts another of its core when it wakes (`SCHED_BATCH`, sched(7)): it runs when that one
+/// waits, or has used its slice.
+pub(crate) fn yield_to_others() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the struct is readable for the duration of the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) }).map(|_| ())
+}
+
+/// Lets others of this core run first, if there are any (sched_yield(2)).
+pub(crate) fn yield_core() {
+    // SAFETY: no arguments; it cannot fail on Linux.
+    unsafe { libc::sched_yield() };
+}
+
 /// A counter descriptor that is readable while it is not zero. Non-blocking, closed on exec.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor returned is new and nobody else's.
@@ -61,6 +75,18 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bo
     let span = span.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: one valid entry, count one; the span, where there is one, outlives the call; no signal mask.
     unsafe { libc::ppoll(&mut entry, 1, span, std::ptr::null()) == 1 && entry.revents & libc::POLLIN != 0 }
+}
+
+/// Waits until one of these has something to tell, at most `timeout` (`None`: for ever); says what in `revents`.
+pub(crate) fn poll(entries: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+    let span = timeout.map(timespec);
+    let span = span.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = entries.len() as libc::nfds_t;
+    // SAFETY: `count` valid entries; the span, where there is one, outlives the call; no signal mask.
+    match check(unsafe { libc::ppoll(entries.as_mut_ptr(), count, span, std::ptr::null()) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes an eventfd's count: it is not readable any more. Nothing to take is no error.

@@ -6,8 +6,10 @@
 use super::ToolError;
 use crate::clock::{monotonic_ns, realtime_ns};
 use crate::io::log_files::{self, DirectoryLock, LogDisk, LogFiles, LogWriteMode, checksum};
+use crate::io::snapshot_source::{SnapshotDirectory, SnapshotSource};
 use crate::server::journal::{self, CONVERTING, Holdings, JOURNAL_FILE, JournalKind, KeySource};
 use crate::server::recovery::LogOnDisk;
+use crate::server::snapshot_start::has_snapshots;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -226,6 +228,9 @@ pub(super) fn convert(
         }
         _ => {}
     }
+    if to == JournalKind::Sqlcipher {
+        refuse_snapshots(directory)?;
+    }
     let workshop = workshop(directory)?;
     let content = match to {
         JournalKind::Sqlcipher => {
@@ -254,6 +259,26 @@ pub(super) fn convert(
         )?;
     }
     Ok(())
+}
+
+/// What snapshots hold the log need not have: an encrypted journal made of the log alone would lack it.
+fn refuse_snapshots(directory: &Path) -> Result<(), ToolError> {
+    let names = SnapshotDirectory::new(directory, None).names().map_err(failed("reading", directory))?;
+    let place = directory.display();
+    let found = if has_snapshots(&names) {
+        String::from(
+            "snapshots, and the log need not have what is in them (files snapshot-*, which are not encrypted)",
+        )
+    } else {
+        match LogOnDisk::open(directory)?.first_lsn() {
+            Lsn::FIRST => return Ok(()),
+            first => format!("a log that begins with LSN {first}, and what was before it was in a snapshot"),
+        }
+    };
+    Err(ToolError::Text(format!(
+        "{place}: expected a log with all of the data, found {found}. `millrace export-rdb {place} OUT.rdb` writes all of it, and \
+         clients can fill a server with --journal sqlcipher in a new directory; nothing was changed"
+    )))
 }
 
 /// From the rename on the new journal counts: the old one goes, and the new one takes its place.

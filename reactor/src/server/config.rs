@@ -10,14 +10,17 @@ use crate::io::ring::RingOptions;
 use crate::io::uring::UringOptions;
 use crate::journal_tool::{self, JournalTool};
 use crate::log_tool::{self, LogTool};
+use crate::rdb_tool::{self, RdbTool};
 use crate::server::journal::JournalKind;
 use crate::server::recovery::RecoverTo;
+use crate::server::snapshot_handle::Schedule;
+use crate::snapshot_tool::{self, SnapshotTool};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use store::config::{Config, Kind, SETTINGS, Setting};
 use store::session::Durability;
@@ -56,6 +59,10 @@ pub enum Invocation {
     Log(LogTool),
     /// Give a journal another key, or convert it.
     Journal(JournalTool),
+    /// Look at a snapshot.
+    Snapshot(SnapshotTool),
+    /// Write a dump for Redis, or read one.
+    Rdb(RdbTool),
 }
 
 /// Reads a command line, and the file it names.
@@ -98,9 +105,12 @@ where
 type ReadTool = fn(&ArgMatches) -> Invocation;
 
 /// Subcommands that take no settings.
-const TOOLS: [(&str, ReadTool); 2] = [
+const TOOLS: [(&str, ReadTool); 5] = [
     ("log", |matches| Invocation::Log(LogTool::from_matches(matches))),
     ("journal", |matches| Invocation::Journal(JournalTool::from_matches(matches))),
+    ("snapshot", |matches| Invocation::Snapshot(SnapshotTool::from_matches(matches))),
+    ("export-rdb", |matches| Invocation::Rdb(RdbTool::from_export_matches(matches))),
+    ("import-rdb", |matches| Invocation::Rdb(RdbTool::from_import_matches(matches))),
 ];
 
 fn refuse(mut text: String) -> clap::Error {
@@ -128,6 +138,9 @@ pub fn command() -> Command {
         .args(SETTINGS.iter().map(flag))
         .subcommand(log_tool::command())
         .subcommand(journal_tool::command())
+        .subcommand(snapshot_tool::command())
+        .subcommand(rdb_tool::export_command())
+        .subcommand(rdb_tool::import_command())
         .subcommand(
             Command::new("topology")
                 .about("Print which shard would run on which core, with which keys and listeners, and leave")
@@ -332,12 +345,71 @@ pub struct Launch {
     pub journal: JournalKind,
     /// Where the key of the encrypted one stands; `None`: in the environment.
     pub journal_key_file: Option<PathBuf>,
+    /// When snapshots are taken.
+    pub snapshots: Schedule,
     /// Where recovery stops.
     pub recover_to: Option<RecoverTo>,
+    /// A snapshot is read in before anybody is served.
+    pub warms_fully: bool,
+    /// Bytes a second of a snapshot that are read in behind the traffic; 0: no bound.
+    pub warm_rate: u64,
+    /// Where replicas connect; `None`: nowhere.
+    pub replica_listen: Option<SocketAddr>,
+    /// Whom the server follows: host, and port for RESP.
+    pub replicaof: Option<(String, u16)>,
+    /// The secret that all nodes share; empty: none.
+    pub replication_secret: Vec<u8>,
+    /// Datagrams: where to, where from, by which interface, and how many bytes a second.
+    pub datagrams: Datagrams,
+    /// Milliseconds a replica may be behind and answer reads; 0: any.
+    pub replica_max_lag: u64,
+    /// Bytes of the newest records kept for replicas.
+    pub repl_backlog_bytes: usize,
     /// Switches of the io_uring driver.
     pub uring: UringOptions,
     /// Bounds of the epoll driver.
     pub epoll: EpollOptions,
+}
+
+/// Settings of replication's datagrams.
+#[derive(Clone, Debug)]
+pub struct Datagrams {
+    /// Where they are sent: a group, or each replica.
+    pub to: Vec<SocketAddr>,
+    /// Where they are taken.
+    pub at: Option<SocketAddr>,
+    /// The interface of a group.
+    pub interface: Ipv4Addr,
+    /// Bytes a second; 0: no bound.
+    pub bytes_per_second: u64,
+}
+
+impl Datagrams {
+    fn read(config: &Config) -> Result<Datagrams, String> {
+        let address = |setting: &str, text: &str| {
+            text.parse::<SocketAddr>().map_err(|_| {
+                format!(
+                    "{setting}: expected an IP address and a port, such as 239.1.2.3:7777, found {text:?}"
+                )
+            })
+        };
+        let words = config.delta_udp.split([' ', ',']).filter(|word| !word.is_empty());
+        let to: Vec<SocketAddr> = words.map(|word| address("delta-udp", word)).collect::<Result<_, _>>()?;
+        let at = Some(config.delta_udp_listen.trim()).filter(|text| !text.is_empty());
+        let at = at.map(|text| address("delta-udp-listen", text)).transpose()?;
+        if let Some(wrong) =
+            to.iter().chain(&at).find(|address| address.is_ipv6() && address.ip().is_multicast())
+        {
+            return Err(format!("delta-udp: expected a multicast group of IPv4, found {wrong}"));
+        }
+        let interface = match config.delta_udp_interface.as_str() {
+            "" => Ipv4Addr::UNSPECIFIED,
+            text => text.parse().map_err(|_| {
+                format!("delta-udp-interface: expected an IPv4 address of this machine, found {text:?}")
+            })?,
+        };
+        Ok(Datagrams { to, at, interface, bytes_per_second: config.delta_udp_rate })
+    }
 }
 
 impl Launch {
@@ -367,10 +439,19 @@ impl Launch {
             journal_key_file: Some(&config.journal_key_file)
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
+            snapshots: Schedule::of(config),
             recover_to: match config.recover_to.as_str() {
                 "" => None,
                 text => Some(text.parse().map_err(|error| format!("recover-to: {error}"))?),
             },
+            replica_listen: replica_listen(&config.replica_listen, &config.bind)?,
+            replicaof: replicaof(&config.replicaof)?,
+            replication_secret: replication_secret(&config.replication_secret_file)?,
+            datagrams: Datagrams::read(config)?,
+            replica_max_lag: config.replica_max_lag,
+            repl_backlog_bytes: config.repl_backlog_size,
+            warms_fully: config.warm == "full",
+            warm_rate: config.warm_rate,
             pin,
             uring: UringOptions {
                 ring: RingOptions {
@@ -452,6 +533,57 @@ fn binds(text: &str) -> Result<Vec<Bind>, String> {
         Ok(Bind { address, optional })
     };
     text.split_ascii_whitespace().map(bind).collect()
+}
+
+/// Where replicas connect: a port, or an address and a port.
+fn replica_listen(text: &str, bind: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(port) = text.parse::<u16>() {
+        let bind = binds(bind).map_err(|error| format!("bind: {error}"))?;
+        let first = bind.first().ok_or("replica-listen: bind names no address; write ADDRESS:PORT")?;
+        return Ok(Some(SocketAddr::new(first.address, port)));
+    }
+    text.parse().map(Some).map_err(|_| {
+        format!(
+            "replica-listen: expected a port or ADDRESS:PORT, such as 16379 or 10.0.0.1:16379, found {text:?}"
+        )
+    })
+}
+
+/// Whom to follow.
+fn replicaof(text: &str) -> Result<Option<(String, u16)>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // As Redis writes it in its file, too.
+    let split = text.rsplit_once(':').or_else(|| text.split_once(' '));
+    let found =
+        split.and_then(|(host, port)| Some((host.trim_matches(['[', ']', ' ']), port.trim().parse().ok()?)));
+    match found.filter(|(host, port)| !host.is_empty() && *port > 0) {
+        Some((host, port)) => Ok(Some((host.into(), port))),
+        None => Err(format!("replicaof: expected HOST:PORT, such as 10.0.0.1:6379, found {text:?}")),
+    }
+}
+
+/// What the file holds that has the secret of replication.
+fn replication_secret(path: &str) -> Result<Vec<u8>, String> {
+    use std::os::unix::fs::PermissionsExt;
+    if path.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wrong = |why: String| format!("replication-secret-file: {path}: {why}");
+    let mode = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(wrong(format!("others may read it (mode {:o}); chmod 600 it", mode & 0o777)));
+    }
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let secret = bytes.trim_ascii();
+    if secret.len() < 16 {
+        return Err(wrong(format!("expected a secret of at least 16 bytes, found {}", secret.len())));
+    }
+    Ok(secret.to_vec())
 }
 
 #[cfg(test)]

@@ -210,6 +210,10 @@ impl Owner {
             Message::Close => self.is_closing = true,
             Message::Abandon => self.is_abandoned = true,
             Message::Done(_) => unreachable!("there is no helper"),
+            Message::Tap(_) => {}
+            Message::Restart(restart) => {
+                (restart.done)(Err("the encrypted journal is of one server, and is not replicated".into()));
+            }
         }
     }
 

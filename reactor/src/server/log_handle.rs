@@ -104,6 +104,31 @@ pub enum Message {
     Close,
     /// See [`LogThread::abandon`](super::log_thread::LogThread::abandon).
     Abandon,
+    /// Records that are appended from now on are wanted.
+    Tap(u64),
+    /// Nothing is on its way, and the log is to go on in another epoch, or with another content.
+    Restart(Box<Restart>),
+}
+
+/// How a running log goes on: see [`Message::Restart`].
+pub struct Restart {
+    /// The epoch of the records to come.
+    pub epoch: Epoch,
+    /// Random.
+    pub uid_seed: u64,
+    /// All that is in the directory is replaced, by this, and records go on with this LSN.
+    pub fresh: Option<(Lsn, Replace)>,
+    /// Told when it is done.
+    pub done: Box<dyn FnOnce(Result<(), String>) + Send>,
+}
+
+/// Replaces what is in the directory.
+pub type Replace = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+impl fmt::Debug for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Restart(epoch {}, fresh from {:?})", self.epoch, self.fresh.as_ref().map(|(lsn, _)| lsn))
+    }
 }
 
 /// Something the helper has done.
@@ -306,13 +331,15 @@ pub struct LogShared {
     is_short: AtomicBool,
     /// A flush of `everysec` takes so long that more than a second could be lost.
     is_late: AtomicBool,
+    /// Nobody waits for a record but by asking for a flush (`everysec`): shards may hand over several turns' at once.
+    gathers: AtomicBool,
     /// The most room that was asked for in vain since the log's thread looked last.
     wish: AtomicU64,
     state: Mutex<LogState>,
     metrics: Mutex<LogMetrics>,
     blocks: Mutex<Blocks>,
     slots: Vec<Line<Slot>>,
-    epoch: Epoch,
+    epoch: AtomicU64,
     pending_bytes_max: u64,
     image: Image,
 }
@@ -345,12 +372,13 @@ impl LogShared {
             state_code: AtomicU8::new(OPEN),
             is_short: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
+            gathers: AtomicBool::new(false),
             wish: AtomicU64::new(0),
             state: Mutex::new(LogState::Open),
             metrics: Mutex::default(),
             blocks: Mutex::new(Blocks { forgotten: next_lsn.previous(), ..Blocks::default() }),
             slots: wakers.into_iter().map(slot).collect(),
-            epoch,
+            epoch: AtomicU64::new(epoch.0),
             pending_bytes_max,
             image,
         }
@@ -374,7 +402,20 @@ impl LogShared {
 
     /// The history the LSNs belong to.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// The log goes on here: nothing is on its way.
+    pub(super) fn go_on(&self, epoch: Epoch, next_lsn: Lsn) {
+        self.epoch.store(epoch.0, Ordering::Release);
+        self.next_lsn.store(next_lsn.0, Ordering::SeqCst);
+        self.durable_lsn.0.store(next_lsn.previous().0, Ordering::SeqCst);
+        *lock(&self.blocks) = Blocks { forgotten: next_lsn.previous(), ..Blocks::default() };
+    }
+
+    /// The records to come begin here: those before were written by whoever follows another server.
+    pub(super) fn set_next_lsn(&self, next_lsn: Lsn) {
+        self.next_lsn.store(next_lsn.0, Ordering::SeqCst);
     }
 
     /// Memory of records that are not durable yet.
@@ -451,6 +492,16 @@ impl LogShared {
 
     pub(super) fn set_late(&self, is_late: bool) {
         self.is_late.store(is_late, Ordering::SeqCst);
+    }
+
+    /// Whether shards may hand over the records of several turns at once.
+    #[inline]
+    pub fn gathers(&self) -> bool {
+        self.gathers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_gathers(&self, gathers: bool) {
+        self.gathers.store(gathers, Ordering::Relaxed);
     }
 
     fn give_back(&self, reserved: u64) {
@@ -579,8 +630,8 @@ impl LogHandle {
         Err(if self.shared.is_short.load(Ordering::Relaxed) { Refusal::Full } else { Refusal::Busy })
     }
 
-    /// Takes `count` LSNs, the first of which is returned. Each must be submitted, and in this turn: what other
-    /// shards have behind them waits for that.
+    /// Takes `count` LSNs, the first of which is returned. Each must be submitted, and in this turn or, where the log
+    /// [gathers](LogShared::gathers), soon: what other shards have behind them waits for that.
     #[inline]
     pub fn allocate(&self, count: u64) -> Lsn {
         Lsn(self.shared.next_lsn.fetch_add(count, Ordering::AcqRel))

@@ -19,21 +19,25 @@
 //! runs it on threads, the simulator in `tests/` beside shards on a clock of its own.
 
 use super::log_handle::{
-    HelperWork, Image, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Took, Waker,
+    HelperWork, Image, LogBatch, LogHandle, LogMetrics, LogShared, LogState, Message, Replace, Restart, Took,
+    Waker,
 };
+use super::replication::tap::Tap;
 use crate::io::log_files::LogWriteMode;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 use wal::checksum::Checksum;
-use wal::group_commit::{GroupCommit, Refused, Start};
-use wal::lsn::Lsn;
+use wal::group_commit::{Counters, GroupCommit, Refused, Start};
+use wal::lsn::{Epoch, Lsn};
 use wal::operation::{Action, Completion, Operation, Sync};
 use wal::record::FRAME_BYTES;
 use wal::segment::{FIRST_BLOCK_OFFSET, FileName};
 use wal::settings::{FlushPolicy, Settings};
+use wal::spares::SegmentCounters;
 
 /// Records that are appended before the disk is looked after again.
 const ROUND_BYTES: usize = 1 << 20;
@@ -49,6 +53,8 @@ const ROOM_KEPT_BYTES: u64 = 6 * 4096;
 pub struct LogOptions {
     /// Bytes of a segment file.
     pub segment_bytes: u64,
+    /// Bytes of the one that a start waits for where nothing is left to be recycled.
+    pub first_segment_bytes: u64,
     /// Bytes of the largest block.
     pub block_bytes_max: usize,
     /// Memory of records that are not written yet; beyond it shards are told that the log is busy.
@@ -74,6 +80,8 @@ pub struct LogOptions {
     pub spin: Duration,
     /// The core of both threads.
     pub core: Option<usize>,
+    /// Where records are left for replicas.
+    pub tap: Option<Arc<Tap>>,
 }
 
 impl Default for LogOptions {
@@ -81,6 +89,7 @@ impl Default for LogOptions {
         let wal = Settings::default();
         LogOptions {
             segment_bytes: wal.segment_bytes,
+            first_segment_bytes: wal.first_segment_bytes,
             block_bytes_max: wal.block_bytes_max,
             pending_bytes_max: wal.pending_bytes_max as u64,
             spare_segments: wal.spare_segments,
@@ -92,6 +101,7 @@ impl Default for LogOptions {
             idle_period: Duration::from_secs(1),
             spin: Duration::ZERO,
             core: None,
+            tap: None,
         }
     }
 }
@@ -100,6 +110,7 @@ impl LogOptions {
     fn settings(&self) -> Result<Settings, String> {
         let settings = Settings {
             segment_bytes: self.segment_bytes,
+            first_segment_bytes: self.first_segment_bytes,
             block_bytes_max: self.block_bytes_max,
             // Shards were admitted before they executed, and what was executed must be taken.
             pending_bytes_max: isize::MAX as usize,
@@ -134,24 +145,36 @@ struct RoomMeter {
     /// The last block of a segment may not fit.
     lost_at_end: u64,
     current: Option<FileName>,
+    current_length: u64,
     current_left: u64,
-    prepared: u64,
+    /// The length of the one that is being prepared, and of those that are.
+    preparing: u64,
+    prepared: VecDeque<u64>,
     is_named: bool,
 }
 
 impl RoomMeter {
     fn new(settings: &Settings) -> RoomMeter {
         let (segment_bytes, lost_at_end) = (settings.segment_bytes, settings.block_bytes_max as u64 - 4096);
-        RoomMeter { segment_bytes, lost_at_end, current: None, current_left: 0, prepared: 0, is_named: false }
+        RoomMeter {
+            segment_bytes,
+            lost_at_end,
+            current: None,
+            current_length: 0,
+            current_left: 0,
+            preparing: 0,
+            prepared: VecDeque::new(),
+            is_named: false,
+        }
     }
 
     /// A block is about to be written.
     fn write(&mut self, file: FileName, offset: u64, length: usize) {
         if self.current != Some(file) {
             self.current = Some(file);
-            self.prepared -= 1;
+            self.current_length = self.prepared.pop_front().expect("blocks go to segments that are prepared");
         }
-        self.current_left = self.segment_bytes - offset - length as u64;
+        self.current_left = self.current_length - offset - length as u64;
     }
 
     fn done(&mut self, what: HelperWork, succeeded: bool) {
@@ -159,7 +182,9 @@ impl RoomMeter {
             HelperWork::Name => self.is_named = succeeded,
             HelperWork::FlushDirectory => {
                 // Only a segment whose name is durable counts.
-                self.prepared += u64::from(self.is_named && succeeded);
+                if self.is_named && succeeded {
+                    self.prepared.push_back(self.preparing);
+                }
                 self.is_named = false;
             }
             HelperWork::FlushSegment | HelperWork::Other => {}
@@ -167,8 +192,8 @@ impl RoomMeter {
     }
 
     fn bytes(&self) -> u64 {
-        let whole = (self.segment_bytes - FIRST_BLOCK_OFFSET).saturating_sub(self.lost_at_end);
-        self.current_left.saturating_sub(self.lost_at_end) + self.prepared * whole
+        let whole = |length: &u64| (length - FIRST_BLOCK_OFFSET).saturating_sub(self.lost_at_end);
+        self.current_left.saturating_sub(self.lost_at_end) + self.prepared.iter().map(whole).sum::<u64>()
     }
 }
 
@@ -190,6 +215,15 @@ impl Waiting {
 
     pub(super) fn payload(&self, index: usize) -> &[u8] {
         &self.batch.records.bytes[self.begin(index)..self.batch.records.ends[index].end]
+    }
+
+    fn payloads(&self, indices: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        let mut begin = self.begin(indices.start);
+        self.batch.records.ends[indices].iter().map(move |record| {
+            let payload = &self.batch.records.bytes[begin..record.end];
+            begin = record.end;
+            payload
+        })
     }
 
     /// The records that follow each other from the next one on, up to so many framed bytes but at least one: where they
@@ -288,6 +322,14 @@ pub struct LogOwner {
     is_marked: bool,
     closing: Closing,
     options: LogOptions,
+    checksum: Checksum,
+    /// Where records are left for replicas.
+    tap: Option<Arc<Tap>>,
+    restart: Option<Box<Restart>>,
+    /// The writer was told to close for it.
+    ends_writer: bool,
+    /// What the writers before this one have counted.
+    counted: (Counters, SegmentCounters),
 }
 
 impl fmt::Debug for LogOwner {
@@ -313,6 +355,7 @@ impl LogOwner {
             Image::Blocks(options.block_bytes_max),
             wakers,
         ));
+        shared.set_gathers(options.policy == FlushPolicy::OnRequest);
         let (queue, messages) = channel();
         let (returns, empties): (Vec<_>, Vec<_>) =
             (0..shards).map(|_| sync_channel::<LogBatch>(EMPTY_BATCHES)).unzip();
@@ -343,6 +386,11 @@ impl LogOwner {
             late: None,
             is_marked: false,
             closing: Closing::No,
+            checksum,
+            tap: options.tap.clone(),
+            restart: None,
+            ends_writer: false,
+            counted: Default::default(),
             options,
         };
         Ok(OpenedLog { owner, handles, queue, messages })
@@ -385,9 +433,16 @@ impl LogOwner {
             Message::Flush => self.flush_to = self.flush_to.max(Some(self.shared.allocated_lsn())),
             Message::SetPolicy(policy) => {
                 self.options.policy = policy;
+                self.shared.set_gathers(policy == FlushPolicy::OnRequest);
                 self.log.set_flush_policy(policy);
             }
             Message::Release(needed) => self.log.release(needed),
+            Message::Tap(asked) => {
+                if let Some(tap) = &self.tap {
+                    tap.open(asked, self.log.appended_lsn(), self.log.durable_lsn());
+                }
+            }
+            Message::Restart(restart) => self.restart = Some(restart),
             Message::Close if self.closing == Closing::No => self.closing = Closing::Gathering,
             Message::Close => {}
             Message::Abandon => self.closing = Closing::Abandoned,
@@ -425,11 +480,14 @@ impl LogOwner {
                 self.waiting.insert(waiting.lsn(), waiting);
                 return false;
             }
-            for index in first..end {
-                match self.log.append(waiting.payload(index), waiting.batch.unix_us) {
-                    Ok(lsn) => debug_assert_eq!(lsn.0, waiting.batch.records.ends[index].lsn),
-                    Err(refused) => unreachable!("admitted, then refused: {refused}"),
+            match self.log.append_all(waiting.payloads(first..end), framed, waiting.batch.unix_us) {
+                Ok(lsn) => {
+                    debug_assert_eq!(lsn.0, waiting.batch.records.ends[end - 1].lsn);
+                    if let Some(tap) = self.tap.as_ref().filter(|tap| tap.is_open()) {
+                        tap.push(waiting.lsn(), waiting.batch.unix_us, waiting.payloads(first..end));
+                    }
                 }
+                Err(refused) => unreachable!("admitted, then refused: {refused}"),
             }
             waiting.at = end;
             if end < waiting.batch.len() {
@@ -482,6 +540,15 @@ impl LogOwner {
                 self.meter.write(*file, *offset, length);
                 self.writing = Some(Writing { length, flushes: *sync != Sync::None });
                 return Some(Work::Block(operation));
+            }
+            Action::Reserve { length, .. } => {
+                self.meter.preparing = *length;
+                HelperWork::Other
+            }
+            Action::Rename { to: FileName::Spare(_), .. } => {
+                // One that is recycled is as long as all are.
+                self.meter.preparing = self.meter.segment_bytes;
+                HelperWork::Other
             }
             Action::Rename { to: FileName::Segment(_), .. } => HelperWork::Name,
             Action::FlushDirectory => HelperWork::FlushDirectory,
@@ -555,14 +622,75 @@ impl LogOwner {
             self.late = None;
             self.shared.set_late(false);
         }
-        self.metrics.log = self.log.counters();
-        self.metrics.segments = self.log.segment_counters();
+        self.metrics.log = self.log.counters().behind(&self.counted.0);
+        self.metrics.segments = self.log.segment_counters().behind(&self.counted.1);
         self.metrics.waiting_batches = self.waiting.len() as u64;
         self.shared.set_metrics(self.metrics);
         let is_short = self.log.shortage().is_some() || matches!(self.state, LogState::Full(_));
         let room = self.room();
         let appended = std::mem::take(&mut self.reserved_of_appended);
         self.shared.publish(durable, room, appended, is_short, &self.state);
+        if let Some(tap) = self.tap.as_ref().filter(|tap| tap.is_open()) {
+            tap.note_durable(durable);
+        }
+    }
+
+    /// Goes on in another epoch, or with other content, once nothing of the writer before is on its way. True: there is
+    /// more to do now, do not wait.
+    pub fn see_to_restart(&mut self) -> bool {
+        if self.restart.is_none() {
+            return false;
+        }
+        // What is pending has a place then, and so has the mark that says that it is all.
+        if self.is_ready() && !self.ends_writer {
+            self.ends_writer = true;
+            self.log.close();
+            return true;
+        }
+        let failure = self.log.failure().map(|failure| failure.to_string());
+        let is_still = self.helper_busy == 0 && self.waiting.is_empty();
+        if failure.is_none() && !(self.log.is_closed() && is_still) {
+            return false;
+        }
+        let Some(restart) = self.restart.take() else { return false };
+        self.ends_writer = false;
+        let Restart { epoch, uid_seed, fresh, done } = *restart;
+        done(match failure {
+            Some(why) => Err(why),
+            None => self.restart_with(epoch, uid_seed, fresh),
+        });
+        true
+    }
+
+    fn restart_with(
+        &mut self,
+        epoch: Epoch,
+        uid_seed: u64,
+        fresh: Option<(Lsn, Replace)>,
+    ) -> Result<(), String> {
+        let Some(mut start) = self.log.start_epoch(epoch, uid_seed) else {
+            return Err("the log that should be closed is not; this is a bug".into());
+        };
+        if let Some((next_lsn, replace)) = fresh {
+            replace()?;
+            // Files have other names than those before, which may still be open.
+            (start.next_lsn, start.epoch, start.epoch_first_lsn) = (next_lsn, epoch, next_lsn);
+            start.segments.clear();
+            start.spares.clear();
+            start.last_unix_us = 0;
+        }
+        let settings = self.options.settings()?;
+        self.counted = (
+            self.log.counters().behind(&self.counted.0),
+            self.log.segment_counters().behind(&self.counted.1),
+        );
+        self.shared.go_on(start.epoch, start.next_lsn);
+        self.log = GroupCommit::new(settings, &start, self.checksum);
+        self.meter = RoomMeter::new(&settings);
+        self.written.clear();
+        self.pending.drain(..).for_each(|(_, bytes)| self.shared.forget_pending(bytes));
+        (self.begun_ns, self.flush_to, self.late) = (None, None, None);
+        Ok(())
     }
 
     /// The first segment is there, or it is known that there will be none for now.

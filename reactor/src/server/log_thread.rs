@@ -11,12 +11,13 @@
 //! block gather in the queue. Everything slow that no record waits for (zeros, renames, deletions, directory
 //! flushes) is the helper's, so that it never stands before a block. No shard ever waits in here.
 
-use super::log_handle::{Done, HelperWork, LogHandle, LogShared, Message, Took, Waker};
+use super::log_handle::{Done, HelperWork, LogHandle, LogShared, Message, Restart, Took, Waker};
 pub use super::log_owner::LogOptions;
 use super::log_owner::{LogOwner, OpenedLog, Work};
 use crate::clock::monotonic_ns;
 use crate::cpu;
 use crate::io::log_files::{LogDisk, checksum};
+use crate::io::sys;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -68,6 +69,9 @@ impl LogThread {
         let writer = Writer { owner, messages, disk, work, spin, ready: Some(ready) };
         let thread = Builder::new().name("log".into()).spawn(move || {
             pin(core);
+            // On a shard's core it would end the turn in the middle for a block of few records: the shard shall first
+            // execute what has arrived. Refused (a sandbox), blocks are smaller and nothing is wrong.
+            let _ = sys::yield_to_others();
             let result = writer.run();
             // Its orders have ended with the writer.
             let _ = helper.join();
@@ -93,6 +97,11 @@ impl LogThread {
         let _ = self.queue.send(Message::Release(needed));
     }
 
+    /// For whoever lets segments go, on another thread.
+    pub fn control(&self) -> LogControl {
+        LogControl { queue: self.queue.clone() }
+    }
+
     /// Makes everything submitted durable, writes that nothing is missing, and ends the threads. The error says
     /// what could not be made durable.
     pub fn close(mut self) -> Result<(), String> {
@@ -108,6 +117,34 @@ impl LogThread {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         let _ = self.queue.send(message);
         thread.join().unwrap_or_else(|_| Err(String::from("the log's thread panicked; this is a bug")))
+    }
+}
+
+/// What a thread that takes snapshots may ask of the log.
+#[derive(Clone, Debug)]
+pub struct LogControl {
+    queue: Sender<Message>,
+}
+
+impl LogControl {
+    /// See [`LogThread::release`].
+    pub fn release(&self, needed: Lsn) {
+        let _ = self.queue.send(Message::Release(needed));
+    }
+
+    /// Has everything submitted so far made durable now.
+    pub fn request_flush(&self) {
+        let _ = self.queue.send(Message::Flush);
+    }
+
+    /// Has records left for replicas from now on; see [`Tap`](super::replication::tap::Tap).
+    pub(super) fn open_tap(&self, asked: u64) {
+        let _ = self.queue.send(Message::Tap(asked));
+    }
+
+    /// See [`Message::Restart`]. The caller has nothing on its way to the log, and sends nothing before it is told.
+    pub(super) fn restart(&self, restart: Restart) {
+        let _ = self.queue.send(Message::Restart(Box::new(restart)));
     }
 }
 
@@ -162,6 +199,7 @@ impl<D: LogDisk> Writer<D> {
             let is_more = self.owner.append();
             self.act();
             self.owner.publish();
+            let is_more = self.owner.see_to_restart() || is_more;
             if self.owner.is_ready()
                 && let Some(ready) = self.ready.take()
             {

@@ -208,6 +208,16 @@ impl<M: Send> Mailbox<M> {
         !waiting
     }
 
+    /// Messages to this shard have found no room yet: it cannot hear them.
+    pub fn keeps_back(&self, to: usize) -> bool {
+        !self.peers[to - usize::from(to > self.index)].outbox.is_empty()
+    }
+
+    /// As many messages as there can be to be heard when somebody looks.
+    pub fn audible_max(&self) -> usize {
+        self.peers.iter().map(|peer| peer.from.capacity()).sum()
+    }
+
     /// The next message and whom it is from. All that a shard had sent is taken before the next shard's turn; what
     /// arrives meanwhile waits for the next round.
     #[inline]

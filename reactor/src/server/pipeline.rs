@@ -12,6 +12,7 @@
 use super::event::{ConnectionId, Event, Operation};
 use std::collections::VecDeque;
 use store::engine::{Action, Engine};
+use store::image::Damage;
 use store::journal::Records;
 use store::session::{Peer, Transport};
 use store::shards::Message;
@@ -95,6 +96,12 @@ impl Pipeline {
     /// The core, for the loop's counters.
     pub fn engine_mut(&mut self) -> &mut Engine {
         &mut self.engine
+    }
+
+    /// See [`Engine::damage`]: asked before anything of a turn leaves.
+    #[inline]
+    pub fn damage(&self) -> Option<&Damage> {
+        self.engine.damage()
     }
 
     /// Takes one event: everything that can be executed now is.
@@ -234,6 +241,18 @@ impl Pipeline {
         self.engine.handle_message(from, message, now, clock);
     }
 
+    /// Whether another shard may have something to tell clients of this one.
+    #[inline]
+    pub fn has_trackers(&self) -> bool {
+        !self.engine.is_lent() && self.engine.shared().trackers.has_clients()
+    }
+
+    /// See [`Engine::poll_tell`].
+    #[inline]
+    pub fn poll_tell(&mut self) -> Option<(usize, Message)> {
+        self.engine.poll_tell()
+    }
+
     /// The next thing for another shard to hear.
     #[inline]
     pub fn poll_message(&mut self) -> Option<(usize, Message)> {
@@ -300,6 +319,11 @@ impl Pipeline {
         self.engine.shared_mut().take_records(empty);
     }
 
+    /// Bytes of the records that nobody has taken.
+    pub fn record_bytes(&self) -> usize {
+        self.engine.record_bytes()
+    }
+
     /// Somebody waits for what the log would not flush yet. Told once.
     #[inline]
     pub fn take_flush_wish(&mut self) -> bool {
@@ -327,6 +351,11 @@ impl Pipeline {
     #[inline]
     pub fn is_stopped(&self) -> bool {
         self.stopping_until.is_some() && self.open == 0
+    }
+
+    /// A stop was asked for.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping_until.is_some()
     }
 
     /// Connections that have not been closed entirely.

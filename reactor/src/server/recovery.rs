@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-use wal::block::BlockHeader;
+use wal::block::{BLOCK_HEADER_BYTES, BlockHeader};
 use wal::checksum::Checksum;
 use wal::damage::{Damage, DamageKind};
 use wal::end_of_log::{EndOfLog, Tail};
@@ -19,6 +19,11 @@ use wal::group_commit::Start;
 use wal::lsn::{Epoch, Lsn};
 use wal::reader::{HEAD_BYTES, LogReader, ReadOptions, ReadRequest, SegmentFile, Until};
 use wal::segment::{FIRST_BLOCK_OFFSET, FileName, SegmentHeader, Sequence};
+
+/// Bytes that the kernel is asked to read before they are wanted.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+/// Segments at the end of the log whose reading begins with the start: more than a server prepares.
+const EXPECTED_SEGMENTS_MAX: usize = 4;
 
 /// Where recovery stops, as an operator writes it: an LSN, or a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +185,8 @@ pub enum RecoveryError {
     },
     /// The encrypted journal cannot be opened or read.
     Journal(String),
+    /// No snapshot, with the log behind it, has what was acknowledged.
+    Snapshot(String),
 }
 
 impl fmt::Display for RecoveryError {
@@ -217,7 +224,7 @@ impl fmt::Display for RecoveryError {
                 "recover-to: the log was cut there already: epoch {epoch} begins at LSN {first}; start without recover-to \
                  to keep what was written since, or name an earlier place"
             ),
-            RecoveryError::Journal(text) => f.write_str(text),
+            RecoveryError::Journal(text) | RecoveryError::Snapshot(text) => f.write_str(text),
         }
     }
 }
@@ -242,50 +249,39 @@ pub fn recover_from(
     report: &mut dyn FnMut(&str),
     each: impl FnMut(Lsn, u64, &[u8]) -> Result<(), String>,
 ) -> Result<Recovered, RecoveryError> {
-    let begun = monotonic_ns();
     let files = LogOnDisk::of(source, options.checksum)?;
     files.flush()?;
-    let read = ReadOptions {
-        from: options.from,
-        until: options.to.map_or(Until::End, Until::from),
-        durable_at_least: options.durable_at_least,
-        ..ReadOptions::default()
-    };
-    let period = options.report_period;
-    let end = files.read(read, Some(Progress { begun, period, last: begun, report }), each)?.into_end()?;
-    if let Some(RecoverTo::Lsn(wanted)) = options.to
-        && end.next_lsn <= wanted
-    {
-        return Err(RecoveryError::NotReached { last: end.next_lsn.previous(), wanted });
-    }
-    let mut start = end.start(&files.listing.spares, options.uid_seed);
-    files.pass_over(&mut start);
-    Ok(Recovered { start, end, elapsed: Duration::from_nanos(monotonic_ns() - begun) })
+    files.recover(options, report, each)
 }
 
-/// The last epoch of a log that was cut or mended at least once, and its first record.
-pub fn latest_epoch(directory: &Path) -> Result<Option<(u64, Lsn)>, RecoveryError> {
-    let files = LogOnDisk::open(directory)?;
-    let headers = files.headers().filter_map(|(_, _, header, _)| header);
-    let latest =
-        headers.max_by_key(|header| header.epoch).map(|header| (header.epoch.0, header.epoch_first_lsn));
-    Ok(latest.filter(|(epoch, _)| *epoch > Epoch::FIRST.0))
+/// What the headers of a log's segments say, without a look at its records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct History {
+    /// The first record there is; `None`: there is none.
+    pub(crate) first_lsn: Option<Lsn>,
+    /// The histories of which there are segments, and the first record of each.
+    pub(crate) epochs: Vec<(Epoch, Lsn)>,
+    /// About how many records there are: a hint, never a promise.
+    pub(crate) records: u64,
+    /// The first record of the last segment that has any: the log goes as far at least.
+    pub(crate) last_known: Lsn,
 }
 
-/// About how many records a log holds, from the headers of its segments alone: a hint, never a promise.
-pub fn records_about(directory: &Path) -> Result<u64, RecoveryError> {
-    let files = LogOnDisk::open(directory)?;
-    let (mut first, mut last, mut full_bytes, mut bytes) = (None, Lsn::ZERO, 0, 0);
-    for (_, length, _, block) in files.headers() {
-        let Some(block) = block else { continue };
-        first = first.or(Some(block.first_lsn));
-        (last, full_bytes) = (block.first_lsn, bytes);
-        bytes += length;
+impl History {
+    /// The last history, and its first record.
+    pub(crate) fn latest(&self) -> Option<(Epoch, Lsn)> {
+        self.epochs.iter().copied().max()
     }
-    let Some(first) = first.filter(|_| full_bytes > 0) else { return Ok(0) };
-    // What stands in the last segment is not said anywhere; as much as in the others, at most.
-    let records = last.0.saturating_sub(first.0);
-    Ok((records as f64 * bytes as f64 / full_bytes as f64) as u64)
+
+    /// So many records there are behind one at least.
+    pub(crate) fn records_behind(&self, lsn: Lsn) -> u64 {
+        self.last_known.0.saturating_sub(lsn.next().0)
+    }
+
+    /// Whether what was the state after a record of an epoch was not left out for good since.
+    pub(crate) fn includes(&self, epoch: Epoch, lsn: Lsn) -> bool {
+        self.epochs.iter().all(|&(later, first)| later <= epoch || lsn < first)
+    }
 }
 
 /// The files of a log, open.
@@ -351,7 +347,7 @@ impl LogOnDisk {
 }
 
 impl<S: LogSource> LogOnDisk<S> {
-    fn of(source: S, checksum: Checksum) -> Result<LogOnDisk<S>, RecoveryError> {
+    pub(crate) fn of(source: S, checksum: Checksum) -> Result<LogOnDisk<S>, RecoveryError> {
         let directory = source.directory().to_path_buf();
         let failed = |doing, path: PathBuf, error| RecoveryError::Io { path, doing, offset: 0, error };
         let listing = source.list().map_err(|error| failed("listing", directory.clone(), error))?;
@@ -373,11 +369,26 @@ impl<S: LogSource> LogOnDisk<S> {
 
     /// What is read is to be on the disk and not only in memory.
     pub(crate) fn flush(&self) -> Result<(), RecoveryError> {
+        self.flush_behind(Lsn::ZERO)
+    }
+
+    /// The same of what may be read behind a record that a snapshot holds: what is before it was durable when the snapshot
+    /// got its name.
+    pub(crate) fn flush_behind(&self, held: Lsn) -> Result<(), RecoveryError> {
         let failed = |path, error| RecoveryError::Io { path, doing: "flushing", offset: 0, error };
-        for (file, &(sequence, _)) in self.files.iter().zip(&self.listing.segments) {
+        let first = first_behind(self.headers().map(|(.., block)| block.map(|b| b.first_whole_lsn())), held);
+        for (file, &(sequence, _)) in self.files.iter().zip(&self.listing.segments).skip(first) {
             self.source.flush(file).map_err(|error| failed(self.path(sequence), error))?;
         }
         self.source.flush_directory().map_err(|error| failed(self.directory.clone(), error))
+    }
+
+    /// The last segment that has begun will be read to its end, and what was prepared behind it: the system may begin.
+    pub(crate) fn expect_tail(&self) {
+        let begun = self.headers().enumerate().filter(|(_, (.., block))| block.is_some()).last();
+        let first = begun.map_or(0, |(at, _)| at);
+        let tail = self.listing.segments.iter().skip(first).take(EXPECTED_SEGMENTS_MAX);
+        self.source.expect(tail.map(|&(sequence, _)| sequence).collect());
     }
 
     /// Every segment's number, length, header if it has one, and first block's header if it has begun.
@@ -393,6 +404,62 @@ impl<S: LogSource> LogOnDisk<S> {
             });
             (sequence, length, header, block)
         })
+    }
+
+    /// What the headers say.
+    pub(crate) fn history(&self) -> History {
+        let (mut first, mut last, mut full_bytes, mut bytes) = (None, Lsn::ZERO, 0, 0);
+        let mut epochs = Vec::new();
+        for (_, length, header, block) in self.headers() {
+            epochs.extend(header.map(|header| (header.epoch, header.epoch_first_lsn)));
+            let Some(block) = block else { continue };
+            first = first.or(Some(block.first_whole_lsn()));
+            (last, full_bytes) = (block.first_lsn, bytes);
+            bytes += length;
+        }
+        epochs.dedup();
+        // What stands in the last segment is not said anywhere; as much as in the others, at most.
+        let records = match first {
+            Some(first) if full_bytes > 0 => {
+                (last.0.saturating_sub(first.0) as f64 * bytes as f64 / full_bytes as f64) as u64
+            }
+            _ => 0,
+        };
+        History { first_lsn: first, epochs, records, last_known: last }
+    }
+
+    /// Reads what is there from `options.from` on: see [`recover`]. The files are flushed.
+    pub(crate) fn recover(
+        &self,
+        options: RecoveryOptions,
+        report: &mut dyn FnMut(&str),
+        each: impl FnMut(Lsn, u64, &[u8]) -> Result<(), String>,
+    ) -> Result<Recovered, RecoveryError> {
+        let begun = monotonic_ns();
+        let read = ReadOptions {
+            from: options.from,
+            until: options.to.map_or(Until::End, Until::from),
+            durable_at_least: options.durable_at_least,
+            may_read_heads: true,
+            ..ReadOptions::default()
+        };
+        let period = options.report_period;
+        let end = self.read(read, Some(Progress { begun, period, last: begun, report }), each)?.into_end()?;
+        if let Some(RecoverTo::Lsn(wanted)) = options.to
+            && end.next_lsn <= wanted
+        {
+            return Err(RecoveryError::NotReached { last: end.next_lsn.previous(), wanted });
+        }
+        let mut start = end.start(&self.listing.spares, options.uid_seed);
+        self.pass_over(&mut start);
+        Ok(Recovered { start, end, elapsed: Duration::from_nanos(monotonic_ns() - begun) })
+    }
+
+    /// The last record of a time or before; the one before the first, if that is later.
+    pub(crate) fn last_until(&self, unix_us: u64) -> Result<Lsn, RecoveryError> {
+        let from = self.first_lsn();
+        let read = ReadOptions { from, until: Until::UnixMicros(unix_us), ..ReadOptions::default() };
+        Ok(self.read(read, None, |_, _, _| Ok(()))?.into_end()?.next_lsn.previous())
     }
 
     /// The first record there is; a log whose beginning was released begins later than with LSN 1.
@@ -459,34 +526,62 @@ impl<S: LogSource> LogOnDisk<S> {
 
     /// Reads what is wanted, and has the kernel begin with what comes next.
     fn fill(&self, request: ReadRequest, memory: &mut Vec<u8>) -> Result<(), RecoveryError> {
-        let ReadRequest { sequence, offset, length } = request;
+        let ReadRequest { sequence, offset, length, heads_only } = request;
         let segments = &self.listing.segments;
         let index = segments.binary_search_by_key(&sequence, |segment| segment.0);
         let index = index.expect("the reader wants what it was given");
         let behind = offset + length as u64;
-        if behind < segments[index].1 {
-            self.source.read_ahead(&self.files[index], behind, length as u64);
-        } else if let Some(next) = self.files.get(index + 1) {
-            self.source.read_ahead(next, 0, length as u64);
+        // Once for so many bytes, whatever is read at once.
+        if behind / READ_AHEAD_BYTES != offset / READ_AHEAD_BYTES || length as u64 >= READ_AHEAD_BYTES {
+            if behind < segments[index].1 {
+                self.source.read_ahead(&self.files[index], behind, READ_AHEAD_BYTES);
+            } else if let Some(next) = self.files.get(index + 1) {
+                self.source.read_ahead(next, 0, READ_AHEAD_BYTES);
+            }
         }
         // Only what grows is cleared; what is there is overwritten.
-        memory.resize(length, 0);
+        memory.resize(request.bytes(), 0);
+        let read = if heads_only {
+            let found = self.source.read_heads(&self.files[index], memory, BLOCK_HEADER_BYTES, offset);
+            let found = found.map_err(|error| {
+                let path = self.path(sequence);
+                RecoveryError::Io { path, doing: "reading", offset, error }
+            })?;
+            found * BLOCK_HEADER_BYTES
+        } else {
+            self.read_file(index, memory, offset)?
+        };
+        memory.truncate(read);
+        Ok(())
+    }
+
+    /// Reads what is there; less than is asked for if the file became shorter: the reader says what that means.
+    fn read_file(&self, index: usize, bytes: &mut [u8], offset: u64) -> Result<usize, RecoveryError> {
         let mut read = 0;
-        while read < length {
-            match self.source.read_at(&self.files[index], &mut memory[read..], offset + read as u64) {
-                // The file became shorter: the reader says what that means.
+        while read < bytes.len() {
+            match self.source.read_at(&self.files[index], &mut bytes[read..], offset + read as u64) {
                 Ok(0) => break,
-                Ok(bytes) => read += bytes,
+                Ok(more) => read += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let (path, offset) = (self.path(sequence), offset + read as u64);
+                    let path = self.path(self.listing.segments[index].0);
+                    let offset = offset + read as u64;
                     return Err(RecoveryError::Io { path, doing: "reading", offset, error });
                 }
             }
         }
-        memory.truncate(read);
-        Ok(())
+        Ok(read)
     }
+}
+
+/// The segment in which the first record behind `held` may begin, of those whose first records these are; `None`: one that
+/// has not begun, or whose beginning cannot be read.
+fn first_behind(firsts: impl Iterator<Item = Option<Lsn>>, held: Lsn) -> usize {
+    firsts
+        .enumerate()
+        .filter(|(_, first)| first.is_some_and(|first| first <= held.next()))
+        .last()
+        .map_or(0, |(at, _)| at)
 }
 
 /// Reads the beginning of a file.
@@ -638,6 +733,19 @@ mod tests {
         ] {
             assert_eq!(parse_time(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_a_snapshot_holds_need_not_be_flushed_and_all_else_must() {
+        let firsts = [Some(Lsn(1)), Some(Lsn(10)), None, Some(Lsn(20)), None];
+        for (held, first) in [(0, 0), (8, 0), (9, 1), (10, 1), (18, 1), (19, 3), (500, 3)] {
+            assert_eq!(
+                first_behind(firsts.into_iter(), Lsn(held)),
+                first,
+                "all up to LSN {held} is in the snapshot"
+            );
+        }
+        assert_eq!(first_behind([None, Some(Lsn(7))].into_iter(), Lsn(3)), 0, "a log with a hole");
     }
 
     #[test]

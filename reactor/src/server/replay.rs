@@ -6,15 +6,15 @@
 //! ```
 //!
 //! A record's effects go to the shards that have their keys now, whatever shards there were when it was written.
-//! Each shard applies its own in the order of the log; how far the shards are apart does not matter, because nobody
-//! is served before all of them have ended. A few portions are on their way at any time, so the memory this takes
+//! Each shard applies its own in the order of the log, and leaves out what the image it began with holds already; how far
+//! the shards are apart does not matter, because nobody is served before all of them have ended. A few portions are on their way at any time, so the memory this takes
 //! is bounded.
 
 use super::recovery::RecoveryError;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, scope};
-use store::engine::Engine;
+use store::keyspace::Keyspace;
 use store::mutation::Mutation;
 use store::shards::Place;
 use store::time::Now;
@@ -27,6 +27,20 @@ const PORTION_BYTES: usize = 256 << 10;
 const PORTIONS: usize = 4;
 /// A portion that grew beyond this for a large value is given back to the allocator.
 const PORTION_BYTES_KEPT: usize = 4 * PORTION_BYTES;
+
+/// Where the effects of one shard go.
+pub(super) struct Target<'a> {
+    pub(super) keyspace: &'a mut Keyspace,
+    /// It holds all records up to this one.
+    pub(super) behind: Lsn,
+}
+
+impl<'a> Target<'a> {
+    /// One that holds nothing yet.
+    pub(super) fn empty(keyspace: &'a mut Keyspace) -> Target<'a> {
+        Target { keyspace, behind: Lsn::ZERO }
+    }
+}
 
 /// Effects for one shard.
 #[derive(Default)]
@@ -53,6 +67,7 @@ impl Portion {
 
 /// The reading thread's end.
 struct Lane {
+    behind: Lsn,
     filling: Portion,
     full: SyncSender<Portion>,
     empty: Receiver<Portion>,
@@ -60,6 +75,9 @@ struct Lane {
 
 impl Lane {
     fn add(&mut self, lsn: Lsn, effects: &[u8]) -> Result<(), String> {
+        if lsn <= self.behind {
+            return Ok(());
+        }
         self.filling.add(lsn, effects);
         if self.filling.effects.len() >= PORTION_BYTES { self.send() } else { Ok(()) }
     }
@@ -72,24 +90,24 @@ impl Lane {
     }
 }
 
-/// Has `read` read a log, and applies the records it passes on to the engines, which stand in the order of their
+/// Has `read` read a log, and applies the records it passes on to the targets, which stand in the order of their
 /// shards. `records` is how many it will be, about.
 pub(super) fn replay<T>(
     directory: &Path,
-    engines: Vec<&mut Engine>,
+    targets: Vec<Target<'_>>,
     records: u64,
     now: Now,
     read: impl FnOnce(&mut dyn FnMut(Lsn, u64, &[u8]) -> Result<(), String>) -> Result<T, RecoveryError>,
 ) -> Result<T, RecoveryError> {
-    let count = engines.len();
+    let count = targets.len();
     let place = Place { index: 0, count };
     let share = records / count as u64;
     scope(|scope| {
         let (mut lanes, mut appliers) = (Vec::new(), Vec::new());
-        for (index, engine) in engines.into_iter().enumerate() {
+        for (index, Target { keyspace, behind }) in targets.into_iter().enumerate() {
             let (full, portions) = sync_channel(PORTIONS);
             let (back, empty) = channel();
-            let work = move || apply(engine, &portions, &back, share, now);
+            let work = move || apply(keyspace, &portions, &back, share, now);
             let thread = Builder::new().name(format!("replay-{index}")).spawn_scoped(scope, work);
             appliers.push(thread.map_err(|error| RecoveryError::Io {
                 path: directory.to_path_buf(),
@@ -97,7 +115,7 @@ pub(super) fn replay<T>(
                 offset: 0,
                 error,
             })?);
-            lanes.push(Lane { filling: Portion::default(), full, empty });
+            lanes.push(Lane { behind, filling: Portion::default(), full, empty });
         }
         let read = read(&mut |lsn, _, record| deal(&mut lanes, place, lsn, record));
         for lane in &mut lanes {
@@ -141,22 +159,22 @@ fn deal(lanes: &mut [Lane], place: Place, lsn: Lsn, record: &[u8]) -> Result<(),
 
 /// The life of a thread that applies. The error has the first record that cannot be applied, and why.
 fn apply(
-    engine: &mut Engine,
+    keyspace: &mut Keyspace,
     portions: &Receiver<Portion>,
     back: &Sender<Portion>,
     mut left: u64,
     now: Now,
 ) -> Result<(), (Lsn, String)> {
     for mut portion in portions {
-        let before = engine.keys() as u64;
-        engine
+        let before = keyspace.len() as u64;
+        keyspace
             .apply_all(&portion.effects, now)
             .map_err(|error| (portion.lsn_at(error.at), error.why.to_string()))?;
         // If as many of the records to come bring a new key as of these did, it will be so many.
-        let (keys, records) = (engine.keys() as u64, portion.records.len() as u64);
+        let (keys, records) = (keyspace.len() as u64, portion.records.len() as u64);
         left = left.saturating_sub(records);
         let new = keys.saturating_sub(before).min(records);
-        engine.expect_keys((keys + (left as f64 * new as f64 / records.max(1) as f64) as u64) as usize);
+        keyspace.expect((keys + (left as f64 * new as f64 / records.max(1) as f64) as u64) as usize);
         if portion.effects.capacity() <= PORTION_BYTES_KEPT {
             portion.effects.clear();
             portion.records.clear();
@@ -164,7 +182,7 @@ fn apply(
             let _ = back.send(portion);
         }
     }
-    engine.expect_keys(0);
+    keyspace.expect(0);
     Ok(())
 }
 
@@ -172,25 +190,12 @@ fn apply(
 mod tests {
     use super::*;
     use store::arena::HeapSource;
-    use store::config::Config;
-    use store::engine::Seeds;
-    use store::shards::Totals;
+    use store::keyspace::KeyspaceOptions;
     use store::value::Encoding;
 
-    fn engines(count: usize) -> Vec<Engine> {
-        let totals = Totals::new(count);
-        let engine = |index| {
-            let (seeds, memory) = (Seeds::default(), Box::new(HeapSource::default()));
-            Engine::with_place(
-                Config::default(),
-                seeds,
-                memory,
-                Now::default(),
-                Place { index, count },
-                totals.clone(),
-            )
-        };
-        (0..count).map(engine).collect()
+    fn keyspaces(count: usize) -> Vec<Keyspace> {
+        let keyspace = |_| Keyspace::new(KeyspaceOptions::default(), Box::new(HeapSource::default()));
+        (0..count).map(keyspace).collect()
     }
 
     fn set(number: u64, value: &[u8]) -> Vec<u8> {
@@ -201,9 +206,20 @@ mod tests {
         bytes
     }
 
-    fn into(engines: &mut [Engine], records: &[Vec<u8>]) -> Result<(), RecoveryError> {
+    fn into(keyspaces: &mut [Keyspace], records: &[Vec<u8>]) -> Result<(), RecoveryError> {
+        let behind = vec![Lsn::ZERO; keyspaces.len()];
+        into_behind(keyspaces, &behind, records)
+    }
+
+    fn into_behind(
+        keyspaces: &mut [Keyspace],
+        behind: &[Lsn],
+        records: &[Vec<u8>],
+    ) -> Result<(), RecoveryError> {
         let count = records.len() as u64;
-        replay(Path::new("there"), engines.iter_mut().collect(), count, Now::default(), |each| {
+        let targets = keyspaces.iter_mut().zip(behind);
+        let targets = targets.map(|(keyspace, &behind)| Target { keyspace, behind }).collect();
+        replay(Path::new("there"), targets, count, Now::default(), |each| {
             for (at, record) in records.iter().enumerate() {
                 let lsn = Lsn(at as u64 + 1);
                 each(lsn, 0, record).map_err(|why| RecoveryError::Record {
@@ -220,7 +236,7 @@ mod tests {
     #[test]
     fn every_shard_gets_its_own_and_in_order() {
         for count in [1, 3] {
-            let mut engines = engines(count);
+            let mut keyspaces = keyspaces(count);
             let mut records: Vec<Vec<u8>> =
                 (0..20_000).map(|number| set(number, &number.to_le_bytes())).collect();
             let mut clear = Vec::new();
@@ -230,12 +246,12 @@ mod tests {
                 .push([set(1, &vec![7; 3 << 20]), set(2, b"two"), set(3, b"three"), set(1, b"one")].concat());
             records.extend((4..4000).map(|number| set(number, b"old")));
             records.extend((4..4000).map(|number| set(number, &number.to_le_bytes())));
-            into(&mut engines, &records).unwrap();
-            assert_eq!(engines.iter().map(Engine::keys).sum::<usize>(), 3999);
+            into(&mut keyspaces, &records).unwrap();
+            assert_eq!(keyspaces.iter().map(Keyspace::len).sum::<usize>(), 3999);
             let place = Place { index: 0, count };
             for number in 1..4000_u64 {
                 let key = format!("key-{number}");
-                let keyspace = &mut engines[place.shard_of(key.as_bytes())].shared_mut().keyspace;
+                let keyspace = &mut keyspaces[place.shard_of(key.as_bytes())];
                 let hash = keyspace.hash(key.as_bytes());
                 let value = keyspace.peek(key.as_bytes(), hash, Now::default()).unwrap().value.to_vec();
                 let expected = match number {
@@ -255,8 +271,44 @@ mod tests {
         for count in [1, 3] {
             let mut records: Vec<Vec<u8>> = (0..100_000).map(|number| set(number, b"some value")).collect();
             records[17_000] = vec![99];
-            let refused = into(&mut engines(count), &records).unwrap_err();
+            let refused = into(&mut keyspaces(count), &records).unwrap_err();
             assert!(matches!(refused, RecoveryError::Record { lsn: Lsn(17_001), .. }), "{refused}");
         }
+    }
+
+    /// Records that an image holds already are not applied to its shard, and to the others they are: also a clearing, which
+    /// has no key.
+    #[test]
+    fn what_a_shard_holds_already_is_left_out() {
+        let place = Place { index: 0, count: 3 };
+        let mut records: Vec<Vec<u8>> = (0..300).map(|number| set(number, b"1")).collect();
+        let mut clear = Vec::new();
+        Mutation::Clear.encode(&mut clear);
+        records.push(clear);
+        records.extend((0..100).map(|number| set(number, b"2")));
+        // LSNs from 1: the clearing is 301.
+        let behind = [Lsn(0), Lsn(301), Lsn(350)];
+        let mut keyspaces = keyspaces(3);
+        keyspaces[1].apply_all(&image_key(1), Now::default()).unwrap();
+        into_behind(&mut keyspaces, &behind, &records).unwrap();
+        for number in 0..300_u64 {
+            let key = format!("key-{number}");
+            let shard = place.shard_of(key.as_bytes());
+            let keyspace = &mut keyspaces[shard];
+            let found =
+                keyspace.peek(key.as_bytes(), keyspace.hash(key.as_bytes()), Now::default()).is_some();
+            let expected = number < 100 && (shard < 2 || number >= 49);
+            assert_eq!(found, expected, "{key} of shard {shard}");
+        }
+        // Nothing has cleared what the image of shard 1 brought.
+        let hash = keyspaces[1].hash(b"image-1");
+        assert!(keyspaces[1].peek(b"image-1", hash, Now::default()).is_some());
+    }
+
+    fn image_key(number: u64) -> Vec<u8> {
+        let (key, mut bytes) = (format!("image-{number}"), Vec::new());
+        let (value, expires_at) = (&b"kept"[..], None);
+        Mutation::Set { key: key.as_bytes(), value, expires_at, encoding: Encoding::Auto }.encode(&mut bytes);
+        bytes
     }
 }

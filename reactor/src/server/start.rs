@@ -7,33 +7,44 @@
 //! The threads start in two steps: each makes what only it can make, its ring above all, and says so; only when all
 //! have, all begin. A shard that cannot start so leaves no other behind, and nobody is served by half a server.
 
-use super::config::{Bind, Io, Launch, Settings};
-use super::journal::{self, JournalKind};
+mod error;
+mod listeners;
+
+use super::config::{Io, Launch, Settings};
+use super::data_directory::{self, Found, OpenLog};
+use super::journal::JournalKind;
 #[cfg(feature = "sqlcipher")]
 use super::journal_thread::JournalThread;
 use super::log_end::LogEnd;
-use super::log_handle::{LogHandle, LogState, Waker};
-use super::log_thread::{LogOptions, LogThread};
+use super::log_handle::{LogHandle, LogShared, LogState, Waker};
+use super::log_thread::{LogControl, LogOptions, LogThread};
 use super::mailbox::{Mailbox, Mailboxes};
 use super::pipeline::{ListenerRole, Pipeline};
-use super::recovery::{self, RecoveryError, RecoveryOptions};
-use super::replay::replay;
-use super::shard::{self, Company};
+use super::replication::end::{Lane, ReplicationEnd};
+use super::replication::{self, OwnLog, Prepared, ReplicationThread, Setup};
+use super::shard::{self, Company, Shard};
+use super::snapshot_end::{Pace, SnapshotEnd};
+use super::snapshot_handle::History;
+use super::snapshot_owner::SnapshotOptions;
+use super::snapshot_start::Origin;
+use super::snapshot_thread::{self, SnapshotThread};
 use super::topology::Topology;
+use super::warm_pace::{PlannedPace, WarmPace};
 use crate::clock::SystemClock;
-use crate::cpu::{self, PinError, ThreadCpuTime, ThreadsCpuTime};
+use crate::cpu::{self, ThreadCpuTime, ThreadsCpuTime};
 use crate::io::driver::Driver;
 use crate::io::epoll::EpollDriver;
-use crate::io::listener::{ListenError, ListenOptions, Listener};
-use crate::io::log_files::{self, DirectoryLock, LockError, LogFiles};
-use crate::io::memory::MmapSource;
-use crate::io::probe::{self, RingUnavailable};
+use crate::io::listener::Listener;
+use crate::io::log_files::{self, DirectoryLock, LogFiles};
+use crate::io::probe;
+use crate::io::snapshot_files::SnapshotFiles;
 use crate::io::stop::StopSignal;
 use crate::io::sync::Bell;
 use crate::io::sys;
 use crate::io::uring::UringDriver;
 use crate::server::event::Target;
-use std::fmt;
+pub use error::StartError;
+use listeners::{deal_listeners, open_listeners};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -45,8 +56,11 @@ use std::time::Duration;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
 use store::journal::Journal;
+use store::keyspace::Keyspace;
 use store::session::{Durability, Transport};
 use store::shards::{self, Message, Totals};
+use store::snapshots::Status;
+use wal::lsn::Lsn;
 
 /// Starts servers; see [`Server::start`].
 #[derive(Debug)]
@@ -110,7 +124,12 @@ impl Server {
             cpu: started.cpu,
             shards: launch.shards,
             threads: started.threads,
+            snapshots: started.snapshots,
             log: started.log,
+            replication: started.replication,
+            replicas: started.replicas,
+            _lock: started.lock,
+            _warm_pace: started.warm_pace,
         })
     }
 }
@@ -133,14 +152,21 @@ pub struct RunningServer {
     cpu: ThreadsCpuTime,
     shards: usize,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    snapshots: Option<SnapshotThread>,
     log: Option<DurableLog>,
+    replication: Option<ReplicationThread>,
+    /// Where replicas connect.
+    pub replicas: Option<SocketAddr>,
+    /// Makes this process the only one in the directory.
+    _lock: Option<DirectoryLock>,
+    _warm_pace: Option<WarmPace>,
 }
 
-/// The log of a server, and the lock that makes it the only one.
+/// The log of a server.
 #[derive(Debug)]
 struct DurableLog {
     writer: LogWriter,
-    _lock: DirectoryLock,
+    shared: Option<Arc<LogShared>>,
 }
 
 /// Whichever writes it.
@@ -152,6 +178,14 @@ enum LogWriter {
 }
 
 impl LogWriter {
+    fn control(&self) -> Option<LogControl> {
+        match self {
+            LogWriter::Native(thread) => Some(thread.control()),
+            #[cfg(feature = "sqlcipher")]
+            LogWriter::Encrypted(_) => None,
+        }
+    }
+
     fn close(self) -> Result<(), String> {
         match self {
             LogWriter::Native(thread) => thread.close(),
@@ -175,9 +209,12 @@ impl RunningServer {
 
     fn wait(&mut self) -> io::Result<()> {
         let served = join_all(std::mem::take(&mut self.threads));
+        // Replicas have what clients were promised before the log ends.
+        self.replication = None;
+        let saved = self.snapshots.take().map_or(Ok(()), |thread| thread.join().map_err(io::Error::other));
         // Behind the last reply: what is on its way becomes durable, whoever waits for it.
         let closed = self.log.take().map_or(Ok(()), |log| log.writer.close().map_err(io::Error::other));
-        served.and(closed)
+        served.and(saved).and(closed)
     }
 
     /// CPU time the shards have used together.
@@ -213,6 +250,9 @@ impl RunningServer {
                 line.push_str(&format!(" {name}={}", places.join(",")));
             }
         }
+        if let Some(replicas) = &self.replicas {
+            line.push_str(&format!(" replicas={replicas}"));
+        }
         line.push_str(&format!(" io={} shards={} pid={}", self.io, self.shards, std::process::id()));
         line
     }
@@ -225,45 +265,6 @@ impl Drop for RunningServer {
         let _ = self.wait();
     }
 }
-
-/// Why a server did not start: for a person to act on.
-#[derive(Debug)]
-pub enum StartError {
-    /// A setting that contradicts another.
-    Setting(String),
-    /// A core that cannot be had.
-    Pin(PinError),
-    /// A limit of the process that leaves no room.
-    Limit(String),
-    /// io_uring cannot be had.
-    Ring(RingUnavailable),
-    /// Another process works in the directory.
-    Lock(LockError),
-    /// What the log holds cannot be brought back.
-    Recovery(RecoveryError),
-    /// An address that cannot be listened on.
-    Listen(ListenError),
-    /// The kernel refused something else.
-    System(io::Error),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Setting(text) | Self::Limit(text) => f.write_str(text),
-            Self::Pin(error) => error.fmt(f),
-            Self::Ring(error) => error.fmt(f),
-            Self::Lock(error) => error.fmt(f),
-            Self::Recovery(error) => error.fmt(f),
-            Self::Listen(error) => error.fmt(f),
-            Self::System(error) => {
-                write!(f, "the system refused what a start needs: {}", log_files::in_words(error))
-            }
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// Where a listener stands; the listener itself belongs to the driver.
 #[derive(Clone, Debug)]
@@ -294,7 +295,12 @@ impl Place {
 /// What has been started.
 struct Started {
     listeners: Vec<Place>,
+    snapshots: Option<SnapshotThread>,
     log: Option<DurableLog>,
+    replication: Option<ReplicationThread>,
+    replicas: Option<SocketAddr>,
+    lock: Option<DirectoryLock>,
+    warm_pace: Option<WarmPace>,
     notes: Vec<String>,
     cpu: ThreadsCpuTime,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -330,19 +336,78 @@ fn start_shards(
     let mut starting = Starting { threads: Vec::new(), reports: Vec::new(), begin: Vec::new() };
     // Where a shard does not start, dropping this ends the others.
     let mut log = None;
+    let mut warm_pace = None;
+    let mut snapshots = None;
+    let mut lock = None;
+    let mut replication = None;
     let mut notes = Vec::new();
+    let prepared = replication::prepare(launch)?;
+    let replicas = prepared.address();
     let begun = (|| {
-        let mut plans = plans(launch, topology, config, listeners, stop)?;
-        if launch.durability != Durability::Off {
-            log = Some(open_log(launch, &mut plans, &mut notes)?);
+        let seeds = seeds(launch.shards)?;
+        let mut data = data_directory::open(launch, topology, &seeds, &mut notes)?;
+        let history = replication::begin_history(launch, &mut data.log, &data.found, &mut notes)?;
+        let hashes = data.hash_seed;
+        let seeds: Vec<Seeds> = seeds.into_iter().map(|seeds| Seeds { hash: hashes, ..seeds }).collect();
+        let shards = seeds.iter().copied().zip(data.keyspaces).collect();
+        let ports = (config.port, if config.http { config.http_port } else { 0 });
+        let mut plans = plans(launch, topology, config, listeners, stop, shards)?;
+        if let Some(served) = &data.served {
+            let (pace, bounds) = PlannedPace::new(served, launch.warm_rate, topology.helper_core());
+            warm_pace = Some(pace);
+            for (plan, bound) in plans.iter_mut().zip(bounds) {
+                plan.engine.bound_warming(bound);
+                plan.origin = Some(Arc::clone(&served.origin));
+            }
         }
+        let own_handle;
+        (log, own_handle) = open_log(launch, &mut plans, data.log, &prepared, &mut notes)?;
+        lock = data.lock;
+        let found = (data.found, lock.is_some());
+        snapshots = open_snapshots(launch, topology, &mut plans, log.as_ref(), found)?;
+        if launch.replicaof.is_some() && history.last_lsn == Lsn::ZERO {
+            // What a snapshot brought is of no history that can be followed.
+            let now = SystemClock::new().tick();
+            plans.iter_mut().for_each(|plan| plan.engine.shared_mut().clear_for_another(now));
+        }
+        let lanes = attach_replication(launch, &mut plans, &prepared, history.last_lsn);
+        let control = log.as_ref().and_then(|log| log.writer.control());
+        let setup = Setup {
+            prepared,
+            history,
+            lanes,
+            log: control.zip(own_handle).map(|(control, handle)| OwnLog { control, handle }),
+            snapshots: snapshots.as_ref().map(SnapshotThread::control),
+            seeds,
+            helper_core: topology.helper_core(),
+            stop: stop.clone(),
+            ports,
+        };
         for plan in plans {
             starting.spawn(plan)?;
         }
-        starting.await_all()
+        let cpu = starting.await_all()?;
+        replication = Some(ReplicationThread::start(launch, setup).map_err(StartError::System)?);
+        Ok(cpu)
     })();
     match begun {
-        Ok(cpu) => Ok(Started { listeners: places, log, notes, cpu, threads: starting.begin() }),
+        Ok(cpu) => {
+            let threads = starting.begin();
+            let warm_pace = warm_pace.map(PlannedPace::begin);
+            let listeners = places;
+            Ok(Started {
+                listeners,
+                snapshots,
+                log,
+                replication,
+                replicas,
+                lock,
+                warm_pace,
+                notes,
+                cpu,
+                threads,
+            })
+        }
         Err(error) => {
             starting.abandon();
             Err(error)
@@ -357,6 +422,7 @@ fn plans(
     config: Config,
     listeners: Vec<Vec<Listener>>,
     stop: &StopSignal,
+    shards: Vec<(Seeds, Keyspace)>,
 ) -> Result<Vec<Plan>, StartError> {
     let count = launch.shards;
     let totals = Totals::new(count);
@@ -367,23 +433,26 @@ fn plans(
             mailboxes.into_iter().map(Some).collect()
         }
     };
-    let common = seeds()?;
+    let now = SystemClock::new().now();
     let mut plans = Vec::new();
-    for (index, listeners) in listeners.into_iter().enumerate() {
+    for ((index, listeners), (seeds, keyspace)) in listeners.into_iter().enumerate().zip(shards) {
         let mut mailbox = mailboxes[index].take();
         if let Some(mailbox) = mailbox.as_mut().filter(|_| topology.crowded) {
             mailbox.shares_its_core();
         }
+        let bell = match &mailbox {
+            Some(mailbox) => mailbox.bell().another(),
+            None => Bell::new(),
+        };
         let place = shards::Place { index, count };
-        // One name and one way of hashing for the whole server; choices are each shard's own.
-        let seeds = Seeds { random: random()?, ..common };
-        // Made here and not on the pinned thread, whose core its helper must not share.
-        let memory = Box::new(MmapSource::with_helper_on(topology.helper_core()));
-        let now = SystemClock::new().now();
         plans.push(Plan {
             launch: launch.clone(),
-            engine: Engine::with_place(config.clone(), seeds, memory, now, place, totals.clone()),
+            engine: Engine::with_keyspace(config.clone(), seeds, keyspace, now, place, totals.clone()),
+            origin: None,
             log: None,
+            snapshots: None,
+            replication: None,
+            bell: Arc::new(bell.map_err(StartError::System)?),
             place,
             core: topology.cores[index],
             mailbox,
@@ -394,84 +463,120 @@ fn plans(
     Ok(plans)
 }
 
-/// Brings back what the log holds, and lets every shard's writes go on in it.
-fn open_log(launch: &Launch, plans: &mut [Plan], notes: &mut Vec<String>) -> Result<DurableLog, StartError> {
-    let lock = DirectoryLock::take(&launch.dir).map_err(StartError::Lock)?;
-    journal::refuse_the_other(&launch.dir, launch.journal).map_err(StartError::Setting)?;
-    let (wakers, bells) = wakers(plans)?;
-    let (writer, handles) = match launch.journal {
-        JournalKind::Native => open_native(launch, plans, notes, wakers)?,
+/// Gives every shard its end of replication, and lets those of a replica follow.
+fn attach_replication(
+    launch: &Launch,
+    plans: &mut [Plan],
+    prepared: &Prepared,
+    last_lsn: Lsn,
+) -> Vec<Arc<Lane>> {
+    let mut lanes = Vec::new();
+    for plan in plans {
+        let lane = Lane::new(Arc::clone(&plan.bell), Arc::clone(&prepared.bell), last_lsn);
+        let shared = plan.engine.shared_mut();
+        shared.replication.state = Arc::clone(&prepared.state);
+        shared.replication.edge = Some(Arc::<replication::Handle>::clone(&prepared.handle));
+        if launch.replicaof.is_some() {
+            shared.begin_following(Arc::<Lane>::clone(&lane), last_lsn.0);
+        }
+        plan.replication = Some(ReplicationEnd::new(Arc::clone(&lane), plan.place.index == 0));
+        lanes.push(lane);
+    }
+    lanes
+}
+
+/// Lets every shard's writes go on in the log. With it comes a handle for the replication thread.
+fn open_log(
+    launch: &Launch,
+    plans: &mut [Plan],
+    log: OpenLog,
+    replication: &Prepared,
+    notes: &mut Vec<String>,
+) -> Result<(Option<DurableLog>, Option<LogHandle>), StartError> {
+    let mut options = log_options(launch);
+    options.tap = Some(Arc::clone(&replication.tap));
+    let mut wakers = wakers(plans);
+    let bell = Arc::clone(&replication.bell);
+    wakers.push(Box::new(move || bell.ring()));
+    let (writer, mut handles) = match log {
+        OpenLog::None => return Ok((None, None)),
+        OpenLog::Native(start) => {
+            let files = LogFiles::new(&launch.dir, launch.log_write_mode);
+            let (thread, handles) =
+                LogThread::start(files, &start, options, wakers).map_err(StartError::System)?;
+            (LogWriter::Native(thread), handles)
+        }
         #[cfg(feature = "sqlcipher")]
-        JournalKind::Sqlcipher => open_encrypted(launch, plans, notes, wakers)?,
-        #[cfg(not(feature = "sqlcipher"))]
-        JournalKind::Sqlcipher => return Err(StartError::Setting(journal::NOT_BUILT_IN.into())),
+        OpenLog::Encrypted(opened) => {
+            let (thread, handles) =
+                JournalThread::start(*opened, options, wakers).map_err(StartError::System)?;
+            (LogWriter::Encrypted(thread), handles)
+        }
     };
     let state = handles.first().map_or(LogState::Open, |handle| handle.shared().state());
     if state.is_full() {
         notes.push(format!("writes are refused until there is room, reads are served: {state}"));
     }
-    for ((plan, handle), bell) in plans.iter_mut().zip(handles).zip(bells) {
+    let shared = handles.first().map(|handle| Arc::clone(handle.shared()));
+    let own = handles.pop();
+    for (plan, handle) in plans.iter_mut().zip(handles) {
         plan.engine.keep_journal(Journal::new(handle.shared().lsns(), launch.durability));
-        plan.log = Some(LogEnd::new(handle, bell, plan.place.index == 0));
+        let end = LogEnd::new(handle, Arc::clone(&plan.bell), plan.place.index == 0);
+        plan.log = Some(if has_a_core(launch) { end } else { end.sharing_its_core() });
     }
-    Ok(DurableLog { writer, _lock: lock })
+    Ok((Some(DurableLog { writer, shared }), own))
 }
 
-fn open_native(
-    launch: &Launch,
-    plans: &mut [Plan],
-    notes: &mut Vec<String>,
-    wakers: Vec<Waker>,
-) -> Result<(LogWriter, Vec<LogHandle>), StartError> {
-    let now = SystemClock::new().now();
-    let mut options = RecoveryOptions::new(random()?);
-    options.to = launch.recover_to;
-    let mut report = |line: &str| eprintln!("millrace: {line}");
-    let records = recovery::records_about(&launch.dir).map_err(StartError::Recovery)?;
-    let engines = plans.iter_mut().map(|plan| &mut plan.engine).collect();
-    let recovered = replay(&launch.dir, engines, records, now, |each| {
-        recovery::recover(&launch.dir, options, &mut report, each)
-    })
-    .map_err(StartError::Recovery)?;
-    if launch.recover_to.is_some()
-        && let Some((epoch, first)) = recovery::latest_epoch(&launch.dir).map_err(StartError::Recovery)?
-        && first == recovered.end.next_lsn
-    {
-        // A supervisor that starts it again with the same words must not cut again.
-        return Err(StartError::Recovery(RecoveryError::AlreadyCut { epoch, first }));
-    }
-    notes.extend(recovered.line());
-    notes.extend(recovered.cut());
-    let files = LogFiles::new(&launch.dir, launch.log_write_mode);
-    let (thread, handles) =
-        LogThread::start(files, &recovered.start, log_options(launch), wakers).map_err(StartError::System)?;
-    Ok((LogWriter::Native(thread), handles))
+/// Whether threads that help the shards have a core of their own.
+fn has_a_core(launch: &Launch) -> bool {
+    cpu::allowed_cores().len() > launch.shards
 }
 
-#[cfg(feature = "sqlcipher")]
-fn open_encrypted(
+/// Lets every shard take snapshots, unless nothing of the data may lie on the disk in the clear.
+fn open_snapshots(
     launch: &Launch,
+    topology: &Topology,
     plans: &mut [Plan],
-    notes: &mut Vec<String>,
-    wakers: Vec<Waker>,
-) -> Result<(LogWriter, Vec<LogHandle>), StartError> {
-    let now = SystemClock::new().now();
-    let source = journal::KeySource::of(launch.journal_key_file.clone());
-    let mut opened = journal::open(&launch.dir, &source).map_err(StartError::Recovery)?;
-    let mut report = |line: &str| eprintln!("millrace: {line}");
-    let records = opened.next_lsn().0 - opened.first_lsn().0;
-    let engines = plans.iter_mut().map(|plan| &mut plan.engine).collect();
-    let recovered = replay(&launch.dir, engines, records, now, |each| {
-        journal::recover(&opened, launch.recover_to, &mut report, each)
-    })
-    .map_err(StartError::Recovery)?;
-    notes.extend(recovered.line());
-    if launch.recover_to.is_some() {
-        notes.extend(recovered.cut(&mut opened).map_err(StartError::Recovery)?);
+    log: Option<&DurableLog>,
+    (found, is_locked): (Found, bool),
+) -> Result<Option<SnapshotThread>, StartError> {
+    if launch.journal == JournalKind::Sqlcipher {
+        for plan in plans {
+            plan.engine.shared_mut().snapshots.refusal = Some(snapshot_thread::ENCRYPTED.into());
+        }
+        return Ok(None);
     }
-    let (thread, handles) =
-        JournalThread::start(opened, log_options(launch), wakers).map_err(StartError::System)?;
-    Ok((LogWriter::Encrypted(thread), handles))
+    let status = Status::new();
+    for plan in plans.iter_mut() {
+        plan.engine.shared_mut().snapshots.status = Some(Arc::clone(&status));
+    }
+    let history = match log.and_then(|log| log.shared.clone()) {
+        Some(shared) => History::Log(shared),
+        None => History::Still(found.epoch, found.lsn),
+    };
+    let files = match is_locked {
+        true => SnapshotFiles::new(&launch.dir),
+        false => SnapshotFiles::to_be_locked(&launch.dir),
+    };
+    let options = SnapshotOptions {
+        schedule: launch.snapshots,
+        checksum: log_files::checksum(),
+        uid_seed: random()?,
+        pace: if has_a_core(launch) { Pace::WITH_A_CORE } else { Pace::WITHOUT },
+        log_bytes_before: found.log_bytes,
+        started_from: found.snapshot,
+        owns_directory: is_locked,
+        ..SnapshotOptions::default()
+    };
+    let control = log.and_then(|log| log.writer.control());
+    let bells = plans.iter().map(|plan| Arc::clone(&plan.bell)).collect();
+    let (core, shards) = (topology.helper_core(), (wakers(plans), bells));
+    let (thread, ends) = SnapshotThread::start(files, history, status, options, control, core, shards)
+        .map_err(StartError::System)?;
+    for (plan, end) in plans.iter_mut().zip(ends) {
+        plan.snapshots = Some(end);
+    }
+    Ok(Some(thread))
 }
 
 fn log_options(launch: &Launch) -> LogOptions {
@@ -486,20 +591,13 @@ fn log_options(launch: &Launch) -> LogOptions {
     }
 }
 
-/// What wakes each shard when something of its own has become durable.
-fn wakers(plans: &[Plan]) -> Result<(Vec<Waker>, Vec<Arc<Bell>>), StartError> {
-    let mut wakers: Vec<Waker> = Vec::new();
-    let mut bells = Vec::new();
-    for plan in plans {
-        let bell = match &plan.mailbox {
-            Some(mailbox) => mailbox.bell().another(),
-            None => Bell::new(),
-        };
-        let bell = Arc::new(bell.map_err(StartError::System)?);
-        bells.push(Arc::clone(&bell));
-        wakers.push(Box::new(move || sys::eventfd_raise(bell.as_fd())));
-    }
-    Ok((wakers, bells))
+/// What wakes each shard when there is something for it to hear.
+fn wakers(plans: &[Plan]) -> Vec<Waker> {
+    let waker = |plan: &Plan| -> Waker {
+        let bell = Arc::clone(&plan.bell);
+        Box::new(move || sys::eventfd_raise(bell.as_fd()))
+    };
+    plans.iter().map(waker).collect()
 }
 
 /// Threads that make their rings and wait for the word to serve.
@@ -591,7 +689,12 @@ struct Plan {
     place: shards::Place,
     core: Option<usize>,
     engine: Engine,
+    origin: Option<Arc<Origin>>,
     log: Option<LogEnd>,
+    snapshots: Option<SnapshotEnd>,
+    replication: Option<ReplicationEnd>,
+    /// Wakes the shard, whoever has something for it.
+    bell: Arc<Bell>,
     mailbox: Option<Mailbox<Message>>,
     listeners: Vec<Listener>,
     stop: StopSignal,
@@ -599,7 +702,10 @@ struct Plan {
 
 /// The whole life of a shard's thread.
 fn serve(plan: Plan, word: &Word) -> io::Result<()> {
-    let Plan { launch, place: _, core, mut engine, log, mailbox, listeners, stop } = plan;
+    let Plan {
+        launch, core, mut engine, origin, log, snapshots, replication, bell, mailbox, listeners, ..
+    } = plan;
+    let stop = plan.stop;
     let prepare = || {
         if let Some(core) = core {
             cpu::pin_to(core).map_err(StartError::Pin)?;
@@ -610,19 +716,20 @@ fn serve(plan: Plan, word: &Word) -> io::Result<()> {
         Ok(cpu) => cpu,
         Err(error) => return word.refuse(error),
     };
-    let clock = SystemClock::new();
+    let clock = SystemClock::new().heeding(Arc::clone(&engine.shared().replication.state));
     let roles = listeners.iter().map(|listener| Place::of(listener).role()).collect();
     engine.shared_mut().process_id = std::process::id();
     let pipeline = Pipeline::new(engine, roles);
     let company = mailbox.map(|mailbox| Company::new(mailbox, stop.clone()));
+    let ends = Ends { clock, company, log, origin, snapshots, replication, bell };
     // The ring belongs to the thread that makes it, so the driver is made here.
     let result = match launch.io {
         Io::Uring => match UringDriver::new(listeners, launch.uring, stop) {
-            Ok(driver) => run(driver, pipeline, clock, company, log, &cpu, word),
+            Ok(driver) => run(driver, pipeline, ends, &cpu, word),
             Err(error) => word.refuse(StartError::Ring(probe::explain(&error, &launch.uring))),
         },
         Io::Epoll => match EpollDriver::new(listeners, launch.epoll, stop) {
-            Ok(driver) => run(driver, pipeline, clock, company, log, &cpu, word),
+            Ok(driver) => run(driver, pipeline, ends, &cpu, word),
             Err(error) => word.refuse(StartError::System(error)),
         },
     };
@@ -630,88 +737,50 @@ fn serve(plan: Plan, word: &Word) -> io::Result<()> {
     result
 }
 
-fn run<D: Driver>(
-    mut driver: D,
-    pipeline: Pipeline,
+/// What a shard has beside its driver and its core.
+struct Ends {
     clock: SystemClock,
     company: Option<Company>,
     log: Option<LogEnd>,
+    origin: Option<Arc<Origin>>,
+    snapshots: Option<SnapshotEnd>,
+    replication: Option<ReplicationEnd>,
+    bell: Arc<Bell>,
+}
+
+fn run<D: Driver>(
+    mut driver: D,
+    pipeline: Pipeline,
+    ends: Ends,
     cpu: &ThreadCpuTime,
     word: &Word,
 ) -> io::Result<()> {
-    let bell = company.as_ref().map(Company::bell).or_else(|| log.as_ref().map(LogEnd::bell));
-    if let Some(bell) = bell {
+    let Ends { clock, company, log, origin, snapshots, replication, bell } = ends;
+    if company.is_some() || log.is_some() || snapshots.is_some() || replication.is_some() {
         let watched = bell.as_fd().try_clone_to_owned().and_then(|waker| driver.watch(waker));
         if let Err(error) = watched {
             return word.refuse(StartError::System(error));
         }
     }
     match word.is_given(cpu) {
-        true => shard::run(driver, pipeline, clock, company, log),
+        true => {
+            let shard = Shard::new(driver, pipeline, clock, company, log).with_origin(origin);
+            shard::run(shard.with_snapshots(snapshots).with_replication(replication))
+        }
         false => Ok(()),
     }
 }
 
-/// Every listener once for each shard.
-fn deal_listeners(launch: &Launch, mut first: Vec<Listener>) -> Result<Vec<Vec<Listener>>, ListenError> {
-    let options = listen_options(launch);
-    let mut others = Vec::new();
-    for _ in 1..launch.shards {
-        others.push(first.iter_mut().map(|listener| listener.another(options)).collect::<Result<_, _>>()?);
-    }
-    others.insert(0, first);
-    Ok(others)
-}
-
-fn listen_options(launch: &Launch) -> ListenOptions {
-    ListenOptions { backlog: launch.backlog, reuse_port: false }
-}
-
-/// Opens every listener the settings ask for: RESP, HTTP, AF_UNIX, in this order.
-fn open_listeners(launch: &Launch) -> Result<Vec<Listener>, ListenError> {
-    let options = listen_options(launch);
-    let mut listeners = Vec::new();
-    open_tcp(&mut listeners, &launch.bind, launch.port, Transport::Resp, options)?;
-    if let Some(port) = launch.http_port {
-        open_tcp(&mut listeners, &launch.bind, port, Transport::Http, options)?;
-    }
-    if let Some(path) = &launch.unix {
-        listeners.push(Listener::unix(path, Transport::Resp, options)?);
-    }
-    Ok(listeners)
-}
-
-/// One listener per address, all on one port: a free one is chosen by the first.
-fn open_tcp(
-    listeners: &mut Vec<Listener>,
-    binds: &[Bind],
-    mut port: u16,
-    transport: Transport,
-    options: ListenOptions,
-) -> Result<(), ListenError> {
-    for bind in binds {
-        match Listener::tcp(SocketAddr::new(bind.address, port), transport, options) {
-            Ok(listener) => {
-                if let Target::Tcp(address) = listener.address() {
-                    port = address.port();
-                }
-                listeners.push(listener);
-            }
-            Err(error) if bind.optional && error.is_absent_address() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Randomness is asked for once and handed down: the core is deterministic given these.
-fn seeds() -> Result<Seeds, StartError> {
+/// Randomness is asked for once and handed down: the core is deterministic given these. One name and one way of hashing
+/// for the whole server; choices are each shard's own.
+fn seeds(shards: usize) -> Result<Vec<Seeds>, StartError> {
     let mut run_id = [0; 20];
     getrandom::fill(&mut run_id).map_err(no_random)?;
-    Ok(Seeds { hash: random()?, random: random()?, run_id })
+    let hash = random()?;
+    (0..shards).map(|_| Ok(Seeds { hash, random: random()?, run_id })).collect()
 }
 
-fn random() -> Result<u64, StartError> {
+pub(super) fn random() -> Result<u64, StartError> {
     getrandom::u64().map_err(no_random)
 }
 

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes; reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_millrace");
 
@@ -79,6 +79,18 @@ impl Running {
                 panic!("not ready: {:?}: {}", child.wait(), said.join("\n"));
             }
         }
+    }
+
+    /// The next line on stderr that has all these words. What was said before `ready`, on stdout, may be read after it.
+    pub fn heard(&self, words: &[&str]) -> String {
+        let mut said = Vec::new();
+        while let Ok(line) = self.messages.recv_timeout(PATIENCE) {
+            if words.iter().all(|word| line.contains(word)) {
+                return line;
+            }
+            said.push(line);
+        }
+        panic!("nothing of {words:?} in {said:?}");
     }
 
     /// A field of the ready line.

@@ -312,8 +312,10 @@ impl Arena {
             }
         }
         (self.segments, self.memory) = (segments, memory);
+        // Records are not written where they lie: the kernel would copy a page for each. They move to memory of the
+        // arena's own, to which others are written next.
         for segment in self.segments.iter_mut().filter(|segment| segment.kind == Kind::Shared) {
-            segment.keeps_dead = true;
+            (segment.sealed, segment.keeps_dead) = (true, true);
         }
         self.aside = Some(Box::new(Aside {
             heads: lists.heads,

@@ -5,6 +5,7 @@ use crate::engine::Shared;
 use crate::journal::NO_LOG;
 use crate::session::{ConnectionId, Durability, Names, ReplyMode, Session};
 use crate::time::{Nanos, Now};
+use crate::tracking::Mode;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -347,7 +348,7 @@ pub fn client_no_touch(call: &mut Call<'_>) {
     }
 }
 
-/// `CLIENT UNBLOCK id [TIMEOUT|ERROR]`: only WAITAOF blocks, and it ends by itself: nobody is woken.
+/// `CLIENT UNBLOCK id [TIMEOUT|ERROR]`: WAITAOF and WAITLSN block, and end by themselves: nobody is woken.
 pub fn client_unblock(call: &mut Call<'_>) {
     if call.args.len() > 4 {
         return call.subcommand_syntax_error();
@@ -364,82 +365,6 @@ pub fn client_unblock(call: &mut Call<'_>) {
     }
 }
 
-/// `CLIENT TRACKING ON|OFF [options]`: off it is; on, an error is better than a promise that is not kept.
-pub fn client_tracking(call: &mut Call<'_>) {
-    let args = call.args;
-    let (mut redirect, mut broadcast, mut opt_in, mut opt_out, mut prefixes) = (0, false, false, false, 0);
-    let mut at = 3;
-    while at < args.len() {
-        let (option, more) = (args.at(at), args.len() - at - 1);
-        if is_word(option, "redirect") && more > 0 {
-            at += 1;
-            if redirect != 0 {
-                return reply!(call).error("ERR A client can only redirect to a single other client");
-            }
-            match integer(args.at(at)) {
-                None => return reply!(call).error("ERR value is not an integer or out of range"),
-                Some(id) => redirect = id,
-            }
-            let shards = call.engine.all();
-            let mut others = shards.flat_map(|shard| shard.sessions.iter()).filter(|other| !other.left);
-            if redirect != call.session.id as i64 && !others.any(|other| other.id as i64 == redirect) {
-                return reply!(call).error("ERR The client ID you want redirect to does not exist");
-            }
-        } else if is_word(option, "bcast") {
-            broadcast = true;
-        } else if is_word(option, "optin") {
-            opt_in = true;
-        } else if is_word(option, "optout") {
-            opt_out = true;
-        } else if is_word(option, "noloop") {
-        } else if is_word(option, "prefix") && more > 0 {
-            at += 1;
-            prefixes += 1;
-        } else {
-            return call.syntax_error();
-        }
-        at += 1;
-    }
-    let Some(on) = switch(call) else { return };
-    let mut reply = reply!(call);
-    match on {
-        false => reply.ok(),
-        true if !broadcast && prefixes > 0 => {
-            reply.error("ERR PREFIX option requires BCAST mode to be enabled");
-        }
-        true if broadcast && (opt_in || opt_out) => {
-            reply.error("ERR OPTIN and OPTOUT are not compatible with BCAST");
-        }
-        true if opt_in && opt_out => reply.error("ERR You can't specify both OPTIN mode and OPTOUT mode"),
-        true => reply.error("ERR CLIENT TRACKING is not supported by this version of Millrace"),
-    }
-}
-
-/// CLIENT CACHING YES|NO
-pub fn client_caching(call: &mut Call<'_>) {
-    reply!(call).error(
-        "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
-    );
-}
-
-/// CLIENT GETREDIR
-pub fn client_getredir(call: &mut Call<'_>) {
-    reply!(call).integer(-1);
-}
-
-/// CLIENT TRACKINGINFO
-pub fn client_trackinginfo(call: &mut Call<'_>) {
-    let mut reply = reply!(call);
-    reply.map(3);
-    reply.bulk(b"flags");
-    reply.set(1);
-    reply.bulk(b"off");
-    reply.bulk(b"redirect");
-    reply.integer(-1);
-    reply.bulk(b"prefixes");
-    reply.array(0);
-}
-
 /// CLIENT HELP, as Redis has it: what is ours stands in docs/protocol.md.
 pub fn client_help(call: &mut Call<'_>) {
     call.help(HELP);
@@ -448,10 +373,14 @@ pub fn client_help(call: &mut Call<'_>) {
 /// One line of CLIENT LIST. The fields that describe Redis' own buffers hold the closest thing of ours.
 fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
     let mut flags = String::new();
+    let tracking = session.tracking.as_deref().filter(|tracking| tracking.is_on);
     for (set, flag) in [
         (session.is_subscriber(), 'P'),
         (session.transaction.is_some() || session.executing > 0, 'x'),
         (session.paused_client, 'b'),
+        (tracking.is_some(), 't'),
+        (tracking.is_some_and(|tracking| tracking.is_broken), 'R'),
+        (tracking.is_some_and(|tracking| tracking.mode == Mode::Broadcast), 'B'),
         (session.closing, 'c'),
         (session.peer.unix, 'U'),
         (session.no_evict, 'e'),
@@ -495,7 +424,7 @@ fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
         format!(
             " age={} idle={} flags={flags} db=0 sub={sub} psub={psub} ssub={ssub} multi={multi} qbuf={pending} \
              qbuf-free={} argv-mem=0 multi-mem={multi_bytes} rbs={} rbp={} obl={} oll=0 omem={} tot-mem={total} \
-             events=r cmd={command} user=default redir=-1 resp={} lib-name=",
+             events=r cmd={command} user=default redir={} resp={} lib-name=",
             seconds(session.connected),
             seconds(session.last_interaction),
             session.input.capacity() - pending.min(session.input.capacity()),
@@ -503,6 +432,7 @@ fn describe(session: &Session, now: Now, out: &mut Vec<u8>) {
             session.output.capacity(),
             session.output.len(),
             session.in_flight,
+            super::tracking::redirection(session),
             if session.resp3 { 3 } else { 2 },
         )
         .as_bytes(),

@@ -78,6 +78,7 @@ pub fn hello(call: &mut Call<'_>) {
         call.session.resp3 = version == 3;
     }
     let (id, resp3) = (call.session.id, call.session.resp3);
+    let is_replica = call.engine.replication.state.is_replica();
     let mut reply = reply!(call);
     reply.map(7);
     reply.bulk(b"server");
@@ -91,7 +92,7 @@ pub fn hello(call: &mut Call<'_>) {
     reply.bulk(b"mode");
     reply.bulk(b"standalone");
     reply.bulk(b"role");
-    reply.bulk(b"master");
+    reply.bulk(if is_replica { b"replica" } else { b"master" });
     reply.bulk(b"modules");
     reply.array(0);
 }
@@ -158,6 +159,7 @@ pub fn quit(call: &mut Call<'_>) {
 pub fn reset(call: &mut Call<'_>) {
     super::transaction::discard_transaction(call.engine, call.session);
     super::pubsub::unsubscribe_all(call.engine, call.session);
+    call.engine.stop_tracking(call.session);
     let session = &mut *call.session;
     session.resp3 = false;
     session.authenticated = call.engine.config.requirepass.is_empty();

@@ -8,8 +8,9 @@ use crate::engine::Shared;
 use crate::keyspace::KeyspaceStats;
 use crate::metrics::{
     LogFigures, METRICS, Metrics, SHARD_FIGURES, ShardFigure, log_figures, merged_commands, merged_errors,
-    sum,
+    peak_memory, sum,
 };
+use crate::snapshots;
 use crate::stages;
 use crate::time::Now;
 use alloc::format;
@@ -108,15 +109,16 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
         "clients" => {
             line("cluster_connections", &0);
             let waits = |shard: &Shared| shard.journal.as_ref().map_or(0, |journal| journal.waits() as u64);
-            line("blocked_clients", &sum(shared, waits));
-            line("tracking_clients", &0);
+            let saves = |shard: &Shared| shard.snapshots.waits() as u64;
+            let reads = |shard: &Shared| (shard.reads.waits() + shard.replica_waits.len()) as u64;
+            line("blocked_clients", &(sum(shared, waits) + sum(shared, saves) + sum(shared, reads)));
             line("clients_in_timeout_table", &0);
         }
         "memory" => {
             let of_all =
                 |of: fn(&KeyspaceStats) -> usize| sum(shared, |shard| of(&shard.keyspace.stats()) as u64);
             let used = sum(shared, Shared::used_memory);
-            let peak = sum(shared, |shard| shard.metrics.used_memory_peak.max(shard.used_memory()));
+            let peak = peak_memory(shared);
             let resident = shared.all().map(|shard| shard.metrics.process_resident_bytes).max().unwrap_or(0);
             let buffers = sum(shared, |shard| shard.buffer_bytes as u64);
             let index_bytes = of_all(|stats| stats.index_bytes);
@@ -139,10 +141,7 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
         "persistence" => {
             line("loading", &0);
             line("async_loading", &0);
-            line("rdb_changes_since_last_save", &0);
-            line("rdb_bgsave_in_progress", &0);
-            line("rdb_last_save_time", &(shared.started.unix_us / 1_000_000));
-            line("rdb_last_bgsave_status", &"ok");
+            snapshots::write_info(shared, now, &mut line);
             let journal = shared.journal.as_deref();
             let is_refused = journal.is_some_and(|journal| journal.refusal().is_some());
             line("aof_enabled", &u8::from(journal.is_some()));
@@ -163,26 +162,10 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             line("sync_partial_err", &0);
             line("evicted_clients", &0);
             line("latest_fork_usec", &0);
-            line("tracking_total_keys", &0);
-            line("tracking_total_items", &0);
-            line("tracking_total_prefixes", &0);
             line("index_splits", &sum(shared, |shard| shard.keyspace.stats().splits));
             line("compacted_bytes", &sum(shared, |shard| shard.keyspace.stats().compacted_bytes));
         }
-        "replication" => {
-            let run_id: String = shared.run_id.iter().map(|byte| format!("{byte:02x}")).collect();
-            line("role", &"master");
-            line("connected_slaves", &0);
-            line("master_failover_state", &"no-failover");
-            line("master_replid", &run_id);
-            line("master_replid2", &"0000000000000000000000000000000000000000");
-            line("master_repl_offset", &0);
-            line("second_repl_offset", &-1);
-            line("repl_backlog_active", &0);
-            line("repl_backlog_size", &0);
-            line("repl_backlog_first_byte_offset", &0);
-            line("repl_backlog_histlen", &0);
-        }
+        "replication" => super::replication::write_info(shared, &mut line),
         "cpu" => {
             // Of the process, whichever shard looked last.
             let latest =
@@ -229,7 +212,10 @@ fn section(shared: &Shared, name: &str, title: &str, now: Now, out: &mut String)
             let keys = sum(shared, |shard| shard.keyspace.len() as u64);
             let expires = sum(shared, |shard| shard.keyspace.expires_len() as u64);
             if keys > 0 {
-                line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+                let estimates = shared.all().map(|shard| shard.keyspace.ttl_estimate(now));
+                let (ttls, weight) = estimates.fold((0, 0), |(a, b), (ttls, weight)| (a + ttls, b + weight));
+                let avg_ttl = if expires == 0 { 0 } else { ttls.checked_div(weight).unwrap_or(0) };
+                line("db0", &format!("keys={keys},expires={expires},avg_ttl={avg_ttl}"));
             }
         }
         _ => {}

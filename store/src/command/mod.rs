@@ -14,9 +14,12 @@ pub mod info;
 pub mod introspection;
 pub mod key;
 pub mod pubsub;
+pub mod reads;
+pub mod replication;
 pub mod server;
 pub mod string;
 pub mod table;
+pub mod tracking;
 pub mod transaction;
 
 use crate::engine::Shared;
@@ -26,6 +29,7 @@ use crate::protocol::resp::{Args, OwnedArgs};
 use crate::session::{ReplyMode, Session};
 use crate::shards::route::{Route, route};
 use crate::time::{Clock, Now};
+use crate::tracking::{end_command, register_keys};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -326,6 +330,7 @@ pub(crate) fn execute_resolved(
         Some(_) => Gate::Open,
     };
     let mut outcome = Outcome::Done;
+    let mut is_executed = false;
     match (gate, command) {
         (Gate::Open, Some(command)) => {
             let left = match shared.is_plain || !shared.is_sharded || shared.has_guests() {
@@ -335,9 +340,7 @@ pub(crate) fn execute_resolved(
             match left {
                 None => {
                     call(&mut Call { engine: shared, session, args, now, clock, first_key_hash, command });
-                    if !shared.is_plain {
-                        shared.conclude(session);
-                    }
+                    is_executed = !shared.is_plain;
                 }
                 Some(Outcome::Hopped) => outcome = Outcome::Hopped,
                 Some(waits) => return waits,
@@ -348,6 +351,13 @@ pub(crate) fn execute_resolved(
     }
     if silence != ReplyMode::On || session.reply_mode != ReplyMode::On {
         settle_reply_mode(session, command, start, silence);
+    }
+    // Behind the reply, wanted or not: what the command has to tell its own client.
+    if is_executed {
+        shared.conclude(session);
+    }
+    if session.tracking.is_some() {
+        end_command(session, command);
     }
     outcome
 }
@@ -362,7 +372,9 @@ fn leave(
 ) -> Option<Outcome> {
     match route(shared, session, command, args) {
         // What it waits for has to be known: the writes on their way to other shards are its own.
-        Route::Here if session.has_holes && command.flags & flag::BLOCKING != 0 => Some(Outcome::Blocked),
+        Route::Here if session.has_holes && command.flags & (flag::BLOCKING | flag::AFTER_HOPS) != 0 => {
+            Some(Outcome::Blocked)
+        }
         Route::Here => None,
         Route::Hop(shard) if shared.hop(session, shard, command, args) => Some(Outcome::Hopped),
         // What is over several shards comes behind everything that is on its way.
@@ -374,9 +386,21 @@ fn leave(
     }
 }
 
-/// Before a handler, where there are other shards or a log.
+/// Before a handler, where there are other shards or a log. False: the reply is written.
 #[cold]
-fn prepare(call: &mut Call<'_>) {
+fn prepare(call: &mut Call<'_>) -> bool {
+    let follows = call.engine.replication.is_following();
+    // Also what came from another shard, or waited for several, while the role changed: some of them may have heard of it, and
+    // what is written on one that follows is in no record.
+    let some_follow = follows || call.engine.has_following_guests();
+    if some_follow && call.command.flags & flag::WRITE != 0 {
+        call.reply().error(crate::replication::READONLY);
+        return false;
+    }
+    // A transaction is of one moment: EXEC itself has caught up.
+    if follows && call.session.executing == 0 {
+        call.engine.catch_up(call.now);
+    }
     if call.engine.has_guests() {
         select_keyspace(call);
     }
@@ -386,6 +410,7 @@ fn prepare(call: &mut Call<'_>) {
     {
         call.engine.for_all(|shard| shard.keyspace.observe_everything());
     }
+    true
 }
 
 /// Whether a reply about the whole server tells of writes, if only how many keys they made: it then waits for all of them.
@@ -422,10 +447,10 @@ fn select_keyspace(call: &mut Call<'_>) {
 pub(crate) fn call(call: &mut Call<'_>) {
     let command = call.command;
     let start = call.session.output.len();
-    if !call.engine.is_plain {
-        prepare(call);
-    }
-    if command.is_timed() || call.engine.times_everything {
+    let is_refused = !call.engine.is_plain && !prepare(call);
+    if is_refused {
+        // Said already.
+    } else if command.is_timed() || call.engine.times_everything {
         let started = call.clock.monotonic();
         let stalled = call.engine.stalled;
         (command.handler)(call);
@@ -440,6 +465,9 @@ pub(crate) fn call(call: &mut Call<'_>) {
         }
     } else {
         (command.handler)(call);
+    }
+    if call.session.tracks.is_some() && command.reads_keys() {
+        register_keys(call);
     }
     call.engine.metrics.commands_processed += 1;
     let failed = call.session.output.get(start) == Some(&b'-');
@@ -491,6 +519,9 @@ fn gate(
     }
     if !session.authenticated && command.flags & flag::NO_AUTH == 0 {
         return refuse(shared, session, "NOAUTH Authentication required.");
+    }
+    if let Err(text) = shared.heed_replication(command, writes) {
+        return refuse(shared, session, &text);
     }
     if writes && let Some(why) = shared.journal.as_ref().and_then(|journal| journal.refusal()) {
         let text = format!("MISCONF {why}");

@@ -1,22 +1,20 @@
-//! The server itself: CONFIG, TIME, MEMORY, SLOWLOG, LATENCY, DEBUG, SHUTDOWN and what is left of Redis'
-//! persistence and replication commands, which answer truthfully that there is none yet. INFO is in
-//! [`info`](super::info).
+//! The server itself: CONFIG, TIME, MEMORY, SLOWLOG, LATENCY, DEBUG, SHUTDOWN and Redis'
+//! persistence commands. INFO is in [`info`](super::info), what is about replication in
+//! [`replication`](super::replication).
 
 use super::{COMMANDS, Call, c_string, integer, is_word, lookup, reply};
 use crate::config::{Config, SETTINGS, Setting};
 use crate::engine::{Action, Shared};
 use crate::glob;
 use crate::keyspace::{Encoding, KeyspaceStats};
-use crate::metrics::{CommandStats, merged_commands, sum};
+use crate::metrics::{CommandStats, merged_commands, peak_memory, sum};
 use crate::protocol::reply::Reply;
 use crate::slowlog::{Series, merged_latency, merged_slowlog, trim_slowlogs};
+use crate::snapshots::{AtEnd, Wish};
 use crate::time::Nanos;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-
-const NO_PERSISTENCE: &str =
-    "ERR this version of Millrace keeps data in memory only: there is nothing to save to";
 
 /// `CONFIG GET pattern [pattern …]`
 pub fn config_get(call: &mut Call<'_>) {
@@ -116,6 +114,7 @@ pub fn config_resetstat(call: &mut Call<'_>) {
     call.engine.for_all(|shard| {
         shard.metrics.reset();
         shard.fleet.reset_counters();
+        shard.reset_tracking_counters();
         let stats = shard.keyspace.stats_mut();
         stats.hits = 0;
         stats.misses = 0;
@@ -207,7 +206,7 @@ pub fn memory_stats(call: &mut Call<'_>) {
     let keys = sum(call.engine, |shard| shard.keyspace.len() as u64);
     let index_bytes = of_all(|stats| stats.index_bytes);
     let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
-    let peak = sum(call.engine, |shard| shard.metrics.used_memory_peak.max(shard.used_memory()));
+    let peak = peak_memory(call.engine);
     let buffers = sum(call.engine, |shard| shard.buffer_bytes as u64);
     let integers = [
         ("peak.allocated", peak),
@@ -478,6 +477,8 @@ pub fn debug(call: &mut Call<'_>) {
     let sub = args.at(1);
     match args.len() {
         2 if is_word(sub, "help") => call.help(&[
+            "DIGEST",
+            "    Output a hex signature representing the current DB content.",
             "OBJECT <key>",
             "    Show low level info about `key` and associated value.",
             "PROTOCOL <type>",
@@ -502,6 +503,7 @@ pub fn debug(call: &mut Call<'_>) {
             call.engine.for_all(|shard| shard.expires_actively = expires_actively);
             reply!(call).ok();
         }
+        2 if is_word(sub, "digest") => super::replication::debug_digest(call),
         3 if is_word(sub, "object") => debug_object(call),
         3 if is_word(sub, "protocol") => debug_protocol(call),
         _ => call.subcommand_syntax_error(),
@@ -597,16 +599,24 @@ pub fn shutdown(call: &mut Call<'_>) {
     if abort {
         return reply!(call).error("ERR No shutdown in progress.");
     }
+    save |= call.engine.config.snapshot_on_shutdown && !no_save;
+    if save && call.engine.snapshots.can_save() {
+        return call.engine.wait_for_snapshot(call.session, Wish::Shutdown, force);
+    }
     if save && !force {
         return reply!(call).error("ERR Errors trying to SHUTDOWN. Check logs.");
     }
+    call.engine.snapshots.end_with(AtEnd::NoSave);
     call.session.closing = true;
     call.engine.actions.push_back(Action::Shutdown);
 }
 
-/// SAVE
+/// SAVE: the client has its answer when the snapshot is durable. Everybody else is served meanwhile.
 pub fn save(call: &mut Call<'_>) {
-    reply!(call).error(NO_PERSISTENCE);
+    match call.engine.snapshots.wish(Wish::Save) {
+        Ok(()) => call.engine.wait_for_snapshot(call.session, Wish::Save, false),
+        Err(text) => reply!(call).error(&text),
+    }
 }
 
 /// `BGSAVE [SCHEDULE]`
@@ -614,12 +624,21 @@ pub fn bgsave(call: &mut Call<'_>) {
     if call.args.len() > 2 || call.args.get(1).is_some_and(|option| !is_word(option, "schedule")) {
         return call.syntax_error();
     }
-    reply!(call).error(NO_PERSISTENCE);
+    let snapshots = &mut call.engine.snapshots;
+    let (scheduled, result) = match call.args.len() == 2 || call.session.executing > 0 {
+        true => (true, snapshots.refuse_while_running().and_then(|()| snapshots.schedule())),
+        false => (false, snapshots.wish(Wish::Background)),
+    };
+    match result {
+        Ok(()) if scheduled => reply!(call).simple("Background saving scheduled"),
+        Ok(()) => reply!(call).simple("Background saving started"),
+        Err(text) => reply!(call).error(&text),
+    }
 }
 
-/// LASTSAVE: Redis answers the start of the server where nothing was saved since.
+/// LASTSAVE: as Redis does, the start of the server where nothing was saved since.
 pub fn lastsave(call: &mut Call<'_>) {
-    let seconds = call.engine.started.unix_us / 1_000_000;
+    let seconds = call.engine.last_save_unix_s();
     reply!(call).integer(seconds as i64);
 }
 
@@ -636,48 +655,7 @@ pub fn swapdb(call: &mut Call<'_>) {
     }
 }
 
-/// ROLE
-pub fn role(call: &mut Call<'_>) {
-    let mut reply = reply!(call);
-    reply.array(3);
-    reply.bulk(b"master");
-    reply.integer(0);
-    reply.array(0);
-}
-
-/// REPLCONF
-pub fn replconf(call: &mut Call<'_>) {
-    if call.args.len().is_multiple_of(2) {
-        return call.syntax_error();
-    }
-    for option in call.args.iter().skip(1).step_by(2) {
-        let known = ["listening-port", "ip-address", "capa", "ack", "getack", "rdb-only", "rdb-filter-only"];
-        if !known.iter().any(|word| is_word(option, word)) {
-            let mut text = b"ERR Unrecognized REPLCONF option: ".to_vec();
-            text.extend_from_slice(c_string(option, usize::MAX));
-            return reply!(call).error_bytes(&text);
-        }
-        if is_word(option, "ack") || is_word(option, "getack") {
-            // A replica's acknowledgement is never answered.
-            return;
-        }
-    }
-    reply!(call).ok();
-}
-
-/// WAIT replicas timeout: there are none, and none can be waited for.
-pub fn wait(call: &mut Call<'_>) {
-    if integer(call.args.at(1)).is_none() {
-        return reply!(call).error("ERR value is not an integer or out of range");
-    }
-    match integer(call.args.at(2)) {
-        None => reply!(call).error("ERR timeout is not an integer or out of range"),
-        Some(..0) => reply!(call).error("ERR timeout is negative"),
-        Some(_) => reply!(call).integer(0),
-    }
-}
-
-/// `WAITAOF numlocal numreplicas timeout`: waits for the log, not for replicas; there are none.
+/// `WAITAOF numlocal numreplicas timeout`: waits for the log, not for replicas' logs.
 pub fn waitaof(call: &mut Call<'_>) {
     let local = match integer(call.args.at(1)) {
         None => return reply!(call).error("ERR value is not an integer or out of range"),
@@ -694,7 +672,18 @@ pub fn waitaof(call: &mut Call<'_>) {
         Some(..0) => return reply!(call).error("ERR timeout is negative"),
         Some(timeout) => timeout as u64,
     };
-    let lsn = call.session.last_write;
+    if call.engine.is_replica() {
+        return reply!(call).error(
+            "ERR WAITAOF cannot be used with replica instances. Please also note that writes on replicas are just local and \
+             are not propagated.",
+        );
+    }
+    let written = call.session.last_write;
+    if !call.engine.has_kept(written) {
+        let why = call.engine.refuse_lost(written);
+        return reply!(call).error(&why);
+    }
+    let lsn = written.lsn;
     let waits = match &call.engine.journal {
         None if local => {
             return reply!(call)

@@ -6,7 +6,8 @@
 //! clients route by them; the summaries are ours.
 
 use super::{
-    Call, Handler, client, connection, info, introspection, key, pubsub, server, string, transaction,
+    Call, Handler, client, connection, info, introspection, key, pubsub, reads, replication, server, string,
+    tracking, transaction,
 };
 use alloc::format;
 use alloc::string::String;
@@ -79,6 +80,8 @@ pub mod flag {
     pub const ENDS_BATCH: u32 = 1 << 28;
     /// About the whole server: executed with every shard in hand.
     pub const ALL_SHARDS: u32 = 1 << 29;
+    /// Comes after what its client has sent to other shards.
+    pub const AFTER_HOPS: u32 = 1 << 30;
 }
 
 /// ACL categories.
@@ -233,6 +236,12 @@ impl Command {
         self.flags & QUICK == 0
     }
 
+    /// Whether it reads keys whose values clients may keep.
+    #[inline]
+    pub fn reads_keys(&self) -> bool {
+        self.flags & READONLY != 0 && self.keys.first > 0
+    }
+
     /// The subcommand of this name, in any case.
     pub fn subcommand(&self, name: &[u8]) -> Option<&'static Command> {
         self.subcommands().find(|command| command.last_name().as_bytes().eq_ignore_ascii_case(name))
@@ -382,7 +391,7 @@ pub(super) fn docs_markdown() -> String {
 /// The table. Order within a group is that of the documentation; a container comes before its subcommands.
 pub static COMMANDS: [Command; ROW_COUNT] = numbered(ROWS);
 
-const ROW_COUNT: usize = 153;
+const ROW_COUNT: usize = 157;
 
 #[rustfmt::skip]
 #[allow(clippy::large_const_arrays, reason = "used once, to make the static above")]
@@ -751,7 +760,7 @@ const ROWS: [Command; ROW_COUNT] = [
     row("client", -2, 0, [0, 0, 0], Group::Connection, "2.4.0", "", "What the server knows of connections.", container),
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|caching", 3, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Says whether the keys of the next command are tracked.", client::client_caching)
+        ..row("client|caching", 3, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Says whether the keys of the next command are tracked.", tracking::client_caching)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -763,7 +772,7 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|getredir", 2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Replies the connection that invalidations are redirected to.", client::client_getredir)
+        ..row("client|getredir", 2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Replies the connection that invalidations are redirected to.", tracking::client_getredir)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -786,6 +795,10 @@ const ROWS: [Command; ROW_COUNT] = [
         tips: &["nondeterministic_output"],
         extra_categories: category::CONNECTION,
         ..row("client|list", -2, ADMIN | NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Connection, "2.4.0", "O(N)", "Describes all connections.", client::client_list)
+    },
+    Command {
+        extra_categories: category::CONNECTION,
+        ..row("client|lsn", 2, NOSCRIPT | LOADING | STALE | AFTER_HOPS, [0, 0, 0], Group::Connection, "7.4.0", "O(1)", "Replies a token for the last write of this connection, which WAITLSN takes on any node.", reads::client_lsn)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -813,11 +826,11 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|tracking", -3, NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Asks to be told when keys that were read change.", client::client_tracking)
+        ..row("client|tracking", -3, NOSCRIPT | LOADING | STALE | ALL_SHARDS, [0, 0, 0], Group::Connection, "6.0.0", "O(1)", "Asks to be told when keys that were read change.", tracking::client_tracking)
     },
     Command {
         extra_categories: category::CONNECTION,
-        ..row("client|trackinginfo", 2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.2.0", "O(1)", "Replies the state of tracking on this connection.", client::client_trackinginfo)
+        ..row("client|trackinginfo", 2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Connection, "6.2.0", "O(1)", "Replies the state of tracking on this connection.", tracking::client_trackinginfo)
     },
     Command {
         extra_categories: category::CONNECTION,
@@ -946,9 +959,9 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     row("debug", -2, ADMIN | NOSCRIPT | LOADING | STALE | ENDS_BATCH | PROTECTED, [0, 0, 0], Group::Server, "1.0.0", "", "Tools for tests.", server::debug),
     row("lolwut", -1, READONLY | FAST, [0, 0, 0], Group::Server, "5.0.0", "", "Shows the version, with some art.", server::lolwut),
-    row("shutdown", -1, ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI | ALLOW_BUSY | ENDS_BATCH, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Stops the server.", server::shutdown),
-    row("save", 1, ADMIN | NOSCRIPT | NO_ASYNC_LOADING | NO_MULTI, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Writes a snapshot; not before there is persistence.", server::save),
-    row("bgsave", -1, ADMIN | NOSCRIPT | NO_ASYNC_LOADING, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Writes a snapshot in the background; not before there is persistence.", server::bgsave),
+    row("shutdown", -1, ADMIN | NOSCRIPT | LOADING | STALE | NO_MULTI | ALLOW_BUSY | ENDS_BATCH | AFTER_HOPS, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Stops the server.", server::shutdown),
+    row("save", 1, ADMIN | NOSCRIPT | NO_ASYNC_LOADING | NO_MULTI | ENDS_BATCH | AFTER_HOPS, [0, 0, 0], Group::Server, "1.0.0", "O(N)", "Writes a snapshot and answers when it is durable; others are served meanwhile.", server::save),
+    row("bgsave", -1, ADMIN | NOSCRIPT | NO_ASYNC_LOADING | AFTER_HOPS, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Writes a snapshot in the background.", server::bgsave),
     Command {
         tips: &["nondeterministic_output"],
         extra_categories: category::ADMIN | category::DANGEROUS,
@@ -956,17 +969,24 @@ const ROWS: [Command; ROW_COUNT] = [
     },
     Command {
         extra_categories: category::ADMIN | category::DANGEROUS,
-        ..row("role", 1, NOSCRIPT | LOADING | STALE | FAST, [0, 0, 0], Group::Server, "2.8.12", "O(1)", "Replies the role in replication.", server::role)
+        ..row("role", 1, NOSCRIPT | LOADING | STALE | FAST, [0, 0, 0], Group::Server, "2.8.12", "O(1)", "Replies the role in replication.", replication::role)
     },
-    row("replconf", -1, ADMIN | NOSCRIPT | LOADING | STALE | ALLOW_BUSY, [0, 0, 0], Group::Server, "3.0.0", "O(1)", "Configures a replication link.", server::replconf),
+    row("replicaof", 3, ADMIN | NOSCRIPT | STALE | NO_ASYNC_LOADING | LOADING, [0, 0, 0], Group::Server, "5.0.0", "O(1)", "Follows another server, or nobody.", replication::replicaof),
+    row("slaveof", 3, ADMIN | NOSCRIPT | STALE | NO_ASYNC_LOADING | LOADING, [0, 0, 0], Group::Server, "1.0.0", "O(1)", "Follows another server, or nobody.", replication::replicaof),
+    row("replconf", -1, ADMIN | NOSCRIPT | LOADING | STALE | ALLOW_BUSY | NO_AUTH, [0, 0, 0], Group::Server, "3.0.0", "O(1)", "Configures a replication link.", replication::replconf),
     Command {
         tips: &["request_policy:all_shards", "response_policy:agg_min"],
         extra_categories: category::CONNECTION,
-        ..row("wait", 3, NOSCRIPT, [0, 0, 0], Group::Generic, "3.0.0", "O(1)", "Waits for replicas.", server::wait)
+        ..row("wait", 3, NOSCRIPT | BLOCKING | ENDS_BATCH, [0, 0, 0], Group::Generic, "3.0.0", "O(1)", "Waits for replicas.", replication::wait)
     },
     Command {
         extra_categories: category::CONNECTION,
         ..row("waitaof", 4, NOSCRIPT | BLOCKING | ENDS_BATCH, [0, 0, 0], Group::Generic, "7.2.0", "O(1)", "Waits until the last write of this connection is in the log for good.", server::waitaof)
+    },
+    Command {
+        http: "GET /v1/keys/{key} with X-Millrace-LSN: token",
+        extra_categories: category::CONNECTION,
+        ..row("waitlsn", 3, NOSCRIPT | BLOCKING | ENDS_BATCH, [0, 0, 0], Group::Generic, "7.4.0", "O(1)", "Waits until this node has the write that a token names, at most so many milliseconds (0 for ever), and says BEHIND or LOST if it has not.", reads::waitlsn)
     },
     row("acl", -2, 0, [0, 0, 0], Group::Server, "6.0.0", "", "Users and what they may do; there is only the default user.", container),
     row("acl|cat", -2, NOSCRIPT | LOADING | STALE, [0, 0, 0], Group::Server, "6.0.0", "O(1)", "Lists the command categories, or the commands of one.", introspection::acl_cat),

@@ -92,10 +92,10 @@ pub fn watch(call: &mut Call<'_>) {
         return reply!(call).error("ERR WATCH inside MULTI is not allowed");
     }
     for key in call.args.iter().skip(1) {
-        if !call.session.watches.iter().any(|(watched, _)| **watched == *key) {
+        if !call.session.watches.contains_key(key) {
             call.engine.select(key);
             let token = call.engine.keyspace.watch(key, call.now);
-            call.session.watches.push((key.into(), token));
+            call.session.watches.insert(key.into(), token);
         }
     }
     reply!(call).ok();
@@ -117,7 +117,7 @@ fn forget_watches(shared: &mut Shared, session: &mut Session) {
     if shared.is_sharded && !session.watches.is_empty() {
         return forget_watches_everywhere(shared, session);
     }
-    for (key, _) in core::mem::take(&mut session.watches) {
+    for key in core::mem::take(&mut session.watches).into_keys() {
         shared.keyspace.unwatch(&key);
     }
 }
@@ -125,7 +125,7 @@ fn forget_watches(shared: &mut Shared, session: &mut Session) {
 /// Keys of shards that are not in hand: those are told.
 fn forget_watches_everywhere(shared: &mut Shared, session: &mut Session) {
     let mut elsewhere: BTreeMap<usize, Vec<Box<[u8]>>> = BTreeMap::new();
-    for (key, _) in core::mem::take(&mut session.watches) {
+    for key in core::mem::take(&mut session.watches).into_keys() {
         let shard = shared.fleet.place.shard_of(&key);
         if shared.has_in_hand(shard) {
             shared.select_shard(shard);

@@ -3,12 +3,47 @@
 //! [`Engine::finish_turn`] warms a restored keyspace by a bounded step. [`Engine::damage`] is to be asked after every event and
 //! at the end of every turn, before anything leaves.
 
-use super::Engine;
+use super::{Engine, Shared, WARM_BUDGET};
 use crate::image::warm::WarmProgress;
 use crate::image::{Damage, ImageBegin, ImagePart, ImageProgress, ImageRefusal};
 use crate::time::Now;
+use alloc::sync::Arc;
+use core::sync::atomic::AtomicU64;
+
+impl Shared {
+    /// Goes on warming up to so many bytes, by a step. True: there is more to do at once.
+    pub(super) fn warm(&mut self, bound: u64) -> bool {
+        let position = self.keyspace.warm_position();
+        if position >= bound {
+            return false;
+        }
+        let is_more = self.keyspace.warm_step(WARM_BUDGET.min((bound - position) as usize));
+        if let Some(progress) = self.keyspace.warm_progress() {
+            self.metrics.warm = progress;
+        }
+        is_more
+    }
+}
+
+impl Shared {
+    /// How far the image is read in that the shard was started from.
+    pub(crate) fn warm_figures(&self) -> WarmProgress {
+        let last = self.metrics.warm;
+        // Where it has ended, nothing is left in the file but what was to stay there.
+        self.keyspace.warm_progress().unwrap_or(WarmProgress {
+            checked_bytes: last.total_bytes,
+            warmed_bytes: last.total_bytes - last.kept_bytes,
+            ..last
+        })
+    }
+}
 
 impl Engine {
+    /// Warming goes no further than so many bytes of the image: whoever reads the file ahead raises the bound.
+    pub fn bound_warming(&mut self, bound: Arc<AtomicU64>) {
+        self.warm_bound = Some(bound);
+    }
+
     /// What is wrong with the image the shard was started from, as far as a command or the background came across it.
     /// Answers of that turn may be made of keys that were not found: ask before messages, records or output leave, and end the
     /// server. Neither output nor effects are given out from then on.

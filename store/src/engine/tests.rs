@@ -644,7 +644,7 @@ fn info_has_the_fields_that_tools_parse() {
         "evicted_keys:0\r\n",
         "aof_enabled:0\r\n",
         "cluster_enabled:0\r\n",
-        "db0:keys=1,expires=1,avg_ttl=0\r\n",
+        "db0:keys=1,expires=1,avg_ttl=100000\r\n",
     ] {
         assert!(info.contains(field), "no {field:?} in {info}");
     }
@@ -721,6 +721,38 @@ fn a_restarted_shard_answers_at_once_and_warms_when_idle() {
     assert_eq!(engine.damage(), None);
 }
 
+/// Whoever reads the file ahead says how far a shard may go; where it has come there, it is not busy, and looks again soon.
+#[test]
+fn warming_goes_no_further_than_it_may() {
+    use alloc::sync::Arc;
+    use core::sync::atomic::{AtomicU64, Ordering};
+    let mut engine = restarted(&mut filled(), None);
+    let bound = Arc::new(AtomicU64::new(0));
+    engine.bound_warming(Arc::clone(&bound));
+    let total = engine.warm_progress().unwrap().total_bytes;
+    for allowed in [0, 4096, 300 << 10, 2 << 20, total - 4096] {
+        bound.store(allowed, Ordering::Relaxed);
+        for _ in 0..1000 {
+            engine.finish_turn(NOW);
+        }
+        let progress = engine.warm_progress().expect("it is not over");
+        let (checked, moved) = (progress.checked_bytes, progress.warmed_bytes);
+        assert!(checked <= allowed && checked + (128 << 10) >= allowed, "{progress:?}, {allowed} allowed");
+        assert!(moved <= allowed, "{progress:?}, {allowed} allowed");
+        let soon = engine.poll_timeout(NOW);
+        assert!(soon > Some(Nanos(0)) && soon <= Some(WARM_LOOK), "{soon:?} with {allowed} allowed");
+        let shown = engine.shared().warm_figures();
+        assert_eq!((shown.total_bytes, shown.checked_bytes), (total, checked));
+    }
+    bound.store(u64::MAX, Ordering::Relaxed);
+    for _ in 0..1000 {
+        engine.finish_turn(NOW);
+    }
+    assert_eq!(engine.warm_progress(), None);
+    let shown = engine.shared().warm_figures();
+    assert_eq!((shown.total_bytes, shown.checked_bytes, shown.warmed_bytes), (total, total, total));
+}
+
 #[test]
 fn nothing_leaves_a_shard_that_met_damage() {
     // Everything is in the first page of records or in none: whichever it is, the answer must not leave.
@@ -740,4 +772,155 @@ fn nothing_leaves_a_shard_that_met_damage() {
         engine.finish_turn(NOW);
     }
     assert!(engine.damage().is_some() && engine.warm_progress().is_some());
+}
+
+/// A write that a thousand were told of cost a thousand sends in one turn, and every other client's reply came after
+/// them: 18 ms.
+#[test]
+fn messages_to_many_do_not_stand_before_replies() {
+    let mut engine = engine();
+    let crowd: Vec<_> = (0..100).map(|slot| connect(&mut engine, slot)).collect();
+    for (n, listener) in crowd.iter().enumerate() {
+        match n % 2 {
+            0 => ask(&mut engine, *listener, b"SUBSCRIBE news\r\n"),
+            _ => ask(&mut engine, *listener, b"HELLO 3\r\nCLIENT TRACKING ON BCAST\r\n"),
+        };
+    }
+    let (writer, other) = (connect(&mut engine, 200), connect(&mut engine, 201));
+    engine.finish_turn(NOW);
+    actions(&mut engine);
+    engine.handle_receive(writer, b"PUBLISH news one\r\nSET k v\r\n", NOW, &Steps::of(0));
+    engine.handle_receive(other, b"GET k\r\n", NOW, &Steps::of(0));
+    // One of those in line asks something: it is answered with the others, and has been told before.
+    let asking = crowd[90];
+    engine.handle_receive(asking, b"PING\r\n", NOW, &Steps::of(0));
+    engine.finish_turn(NOW);
+    let first = actions(&mut engine);
+    let at = |connection| first.iter().position(|action| *action == Action::Flush(connection)).unwrap();
+    assert!(at(writer) <= 8 && at(other) <= 9 && at(asking) <= 10, "replies come before the line: {first:?}");
+    assert_eq!(first.len(), 8 + 3 + 32);
+    assert!(
+        text(&read(&mut engine, asking)).ends_with("news\r\n$3\r\none\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    );
+    read(&mut engine, other);
+    // Nobody is forgotten, and nobody waits for anything to happen.
+    let mut told: Vec<Action> = first;
+    while engine.poll_timeout(NOW) == Some(Nanos(0)) {
+        engine.finish_turn(NOW);
+        let turn = actions(&mut engine);
+        assert!(!turn.is_empty() && turn.len() <= 32, "{turn:?}");
+        told.extend(turn);
+        if told.len() < 100 {
+            // Replies of later turns come first too.
+            engine.handle_receive(other, b"GET k\r\n", NOW, &Steps::of(0));
+            engine.finish_turn(NOW);
+            let turn = actions(&mut engine);
+            assert_eq!(turn[0], Action::Flush(other), "{turn:?}");
+            read(&mut engine, other);
+            told.extend(&turn[1..]);
+        }
+    }
+    for listener in crowd {
+        assert_eq!(
+            told.iter().filter(|action| **action == Action::Flush(listener)).count(),
+            1,
+            "{listener:?}"
+        );
+        assert_eq!(read(&mut engine, listener).is_empty(), listener == asking);
+    }
+}
+
+/// Replicas that have records up to these, and how often anybody asked.
+#[derive(Default)]
+struct Replicas {
+    applied: std::sync::Mutex<Vec<u64>>,
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+impl crate::replication::Edge for Replicas {
+    fn report(&self) -> crate::replication::Report {
+        crate::replication::Report::default()
+    }
+    fn follow(&self, _: Option<(String, u16)>) -> Result<u64, String> {
+        Ok(1)
+    }
+    fn followed(&self, _: u64) -> Option<Result<(), String>> {
+        None
+    }
+    fn replicas_with(&self, lsn: u64, _: bool) -> usize {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.applied.lock().unwrap().iter().filter(|&&applied| applied >= lsn).count()
+    }
+    fn holds_record(&self, _: u64, _: u64) -> bool {
+        false
+    }
+}
+
+/// Found in review: every turn looked at every client in WAIT, and at all of them again for each that was answered.
+#[test]
+fn thousands_in_wait_cost_a_turn_nothing_and_are_answered_in_one_go() {
+    const CLIENTS: u32 = 3000;
+    let mut engine = engine();
+    let replicas = Arc::new(Replicas::default());
+    engine.shared_mut().replication.edge = Some(Arc::<Replicas>::clone(&replicas));
+    let clients: Vec<ConnectionId> = (0..CLIENTS).map(|slot| connect(&mut engine, slot)).collect();
+    for (number, &client) in clients.iter().enumerate() {
+        // A third each: one replica, two, and three, which there will never be; the last ones for a second only.
+        let (wanted, timeout) = (number % 3 + 1, if number % 3 == 2 { 1000 } else { 0 });
+        let mut session = engine.shared_mut().sessions.take(client).unwrap();
+        session.last_write = engine.shared().written(number as u64 + 1);
+        engine.shared_mut().sessions.insert(session);
+        assert_eq!(text(&ask(&mut engine, client, format!("WAIT {wanted} {timeout}\r\n").as_bytes())), "");
+    }
+    let asked = |replicas: &Replicas| replicas.asked.swap(0, Ordering::Relaxed);
+    let turn = |engine: &mut Engine, now: Now| {
+        asked(&replicas);
+        engine.finish_turn(now);
+        asked(&replicas)
+    };
+    assert!(turn(&mut engine, NOW) <= 4, "nobody has anything");
+    *replicas.applied.lock().unwrap() = vec![100, 50];
+    let cost = turn(&mut engine, NOW);
+    assert!(cost <= 6 * 60, "{cost} questions for 50 answers");
+    *replicas.applied.lock().unwrap() = vec![u64::MAX, 2000];
+    let cost = turn(&mut engine, NOW);
+    assert!(cost <= 6 * CLIENTS as usize, "{cost} questions for {CLIENTS} answers");
+    let after = Now { monotonic: Nanos(NOW.monotonic.0 + 1_000_000_000), ..NOW };
+    turn(&mut engine, after);
+    for (number, &client) in clients.iter().enumerate() {
+        let lsn = number as u64 + 1;
+        let expected = match number % 3 {
+            // Answered at the first of the two looks at which one had it.
+            0 if lsn <= 50 => ":2\r\n",
+            0 if lsn <= 100 => ":1\r\n",
+            0 if lsn <= 2000 => ":2\r\n",
+            0 => ":1\r\n",
+            1 if lsn <= 2000 => ":2\r\n",
+            1 => "",
+            _ if lsn <= 2000 => ":2\r\n",
+            _ => ":1\r\n",
+        };
+        assert_eq!(text(&read(&mut engine, client)), expected, "{number}");
+    }
+    let left = clients.iter().enumerate().filter(|(number, _)| number % 3 == 1 && *number >= 2000).count();
+    assert_eq!(engine.shared().replica_waits.len(), left);
+    assert_eq!(engine.shared().replica_waits.next_end(), None, "they wait for ever");
+}
+
+/// Each stayed in a list that every turn looked through.
+#[test]
+fn who_waits_for_replicas_and_leaves_is_forgotten() {
+    let mut engine = engine();
+    engine.shared_mut().replication.edge = Some(Arc::<Replicas>::default());
+    for (slot, words) in [(0, "WAIT 100 0\r\n"), (1, "REPLICAOF 10.0.0.1 6379\r\n")] {
+        let connection = connect(&mut engine, slot);
+        assert_eq!(
+            text(&ask(&mut engine, connection, words.as_bytes())),
+            "",
+            "{words}: it is answered later"
+        );
+        assert_eq!(engine.shared().replica_waits.len(), 1);
+        engine.handle_disconnect(connection, NOW);
+        assert_eq!(engine.shared().replica_waits.len(), 0, "{words}");
+    }
 }

@@ -2,12 +2,12 @@
 //!
 //! [`begin_image`](Keyspace::begin_image) writes the meta, seals every segment and sets the free lists aside: nothing is
 //! walked. From then on records that are written go to new segments, and a page of the index is copied before it first
-//! changes. [`image_step`](Keyspace::image_step) hands out what was copied early, then the slabs of the index, then
+//! changes. [`image_step`](Keyspace::image_step) hands out the slabs of the index, with what was copied early in its place, then
 //! the segments. The index comes first because nearly every write changes it; a segment that was handed out is written in
 //! place again, and what died in it meanwhile is reused.
 //!
-//! **Memory.** Index pages copied early wait for the next steps, which hand them out first: they are those written to since
-//! the last step where a step takes as many, and never more than the index (some 10 bytes a key). Segments grow by what is written over in segments that are not handed out
+//! **Memory.** Index pages copied early wait for their place: a share of those that have not gone out, and never more than
+//! the index (some 10 bytes a key). Segments grow by what is written over in segments that are not handed out
 //! yet: with a fraction r of the data overwritten while the image is taken, r/4 of the data at most.
 //!
 //! Compaction rests while an image is taken and until its slots are put in order. Everything else goes on.

@@ -107,6 +107,20 @@ impl Unchecked {
         Ok(looked_at)
     }
 
+    /// Regions of which no page was checked yet.
+    fn whole(&self) -> impl Iterator<Item = (usize, &Region)> {
+        let is_whole = |region: &Region| region.left == region.info.bytes / PAGE_BYTES;
+        self.regions.iter().enumerate().filter(move |(_, region)| is_whole(region))
+    }
+
+    /// Somebody else has checked all pages of a region.
+    fn note_checked(&mut self, region: usize) {
+        let state = &mut self.regions[region];
+        self.warm.checked_bytes += (state.left * PAGE_BYTES) as u64;
+        state.left = 0;
+        state.unchecked.fill(0);
+    }
+
     /// Pages that do not exist any more need no check.
     pub(super) fn forget(&mut self, region: usize) {
         let state = &mut self.regions[region];
@@ -129,6 +143,34 @@ pub(crate) enum Extent {
 }
 
 impl Keyspace {
+    /// The regions of which nobody has looked at any page, by their number in the image, for somebody who has several threads to
+    /// check them with: [`note_checked`](Self::note_checked) says that he has.
+    pub fn unchecked_regions(&self) -> Vec<(u32, &[u8])> {
+        let Some(unchecked) = &self.unchecked else { return Vec::new() };
+        let memory = |region: &Region| match region.info.kind {
+            super::RegionKind::Index => self.index.slab_memory(region.info.number as usize),
+            super::RegionKind::Segment | super::RegionKind::Span => {
+                self.arena.memory(region.info.number as usize)
+            }
+        };
+        let regions = unchecked.whole().map(|(number, region)| (number as u32, region, memory(region)));
+        let is_mapped = |region: &Region, memory: &[u8]| {
+            memory.as_ptr().addr() == region.address && self.arena.is_mapped(memory)
+        };
+        regions
+            .filter(|(_, region, memory)| is_mapped(region, memory))
+            .map(|(number, _, memory)| (number, memory))
+            .collect()
+    }
+
+    /// All pages of these regions are what they should be. They have not been written to since they were
+    /// [`unchecked_regions`](Self::unchecked_regions).
+    pub fn note_checked(&mut self, regions: &[u32]) {
+        if let Some(unchecked) = &mut self.unchecked {
+            regions.iter().for_each(|&region| unchecked.note_checked(region as usize));
+        }
+    }
+
     /// Remembers the first damage. Always false: what was asked for must not be used.
     #[cold]
     pub(super) fn note_damage(&mut self, damage: Damage) -> bool {
@@ -194,6 +236,11 @@ impl Keyspace {
 
     /// Has the record at `offset` checked; `key`: no more than is needed to see that it has another one.
     pub(crate) fn check_record(&mut self, offset: Offset, key: Option<&[u8]>, extent: Extent) -> bool {
+        self.check_candidate(offset, key, extent).is_some()
+    }
+
+    /// The same, and whether it has this key. `None`: something is damaged.
+    fn check_candidate(&mut self, offset: Offset, key: Option<&[u8]>, extent: Extent) -> Option<bool> {
         let (number, unit) = ((offset / SEGMENT_UNITS) as usize, offset % SEGMENT_UNITS);
         let region = self
             .unchecked
@@ -202,32 +249,67 @@ impl Keyspace {
         let start = unit as usize * UNIT;
         let len = if number < self.arena.segments().len() { self.arena.memory(number).len() } else { 0 };
         if unit < FIRST_UNIT || start + UNIT > len {
-            return self.note_contents(region, start, "an entry that leads out of every segment");
+            self.note_contents(region, start, "an entry that leads out of every segment");
+            return None;
         }
-        if !self.check_bytes(number, start..start + Header::BYTES_MAX) {
-            return false;
-        }
+        let is_right = self.check_bytes(number, start..start + Header::BYTES_MAX);
         let bytes = &self.arena.memory(number)[start..];
-        let Some(header) = Header::read_untrusted(bytes) else {
-            return self.note_contents(region, start, "no record where an entry leads");
+        let header = is_right.then(|| Header::read_untrusted(bytes))?;
+        let Some(header) = header else {
+            self.note_contents(region, start, "no record where an entry leads");
+            return None;
         };
         let key_bytes = header.prefix as usize..header.value_start();
         let key_len = header.key_len as usize;
         if key.is_some_and(|key| key.len() != key_len) {
-            return true;
+            return Some(false);
         }
         if !self.check_bytes(number, start..start + key_bytes.end) {
-            return false;
+            return None;
         }
         if key.is_some_and(|key| !same_bytes(&self.arena.memory(number)[start..][key_bytes], key)) {
-            return true;
+            return Some(false);
         }
-        extent == Extent::Key || self.check_bytes(number, start..start + header.slot_bytes as usize)
+        let is_whole =
+            extent == Extent::Key || self.check_bytes(number, start..start + header.slot_bytes as usize);
+        is_whole.then_some(true)
     }
 
-    /// Has everything checked that a lookup of this key, and a change of its entry, will touch. False: something is damaged.
+    /// Has everything checked that a lookup of this key, and a change of its entry, will touch, in the order in which it
+    /// does: where the entry is at home, nothing of its other bucket. False: something is damaged.
     #[cold]
     #[inline(never)]
+    pub(crate) fn check_lookup(&mut self, key: &[u8], hash: KeyHash) -> bool {
+        let [home, other] = self.index.buckets_of(hash.0);
+        let mut is_away = true;
+        for id in [home, other] {
+            if !self.check_bucket(id) {
+                return false;
+            }
+            let (mut offsets, mut count) = ([0; SLOTS], 0);
+            let is_left = self.index.candidates(id, hash.0, &mut |offset| {
+                offsets[count] = offset;
+                count += 1;
+            });
+            for &offset in &offsets[..count] {
+                match self.check_candidate(offset, Some(key), Extent::Slot) {
+                    Some(false) => {}
+                    has_key => return has_key.is_some(),
+                }
+            }
+            if id == home {
+                is_away = is_left || self.index.stashed() > 0;
+            }
+            if !is_away || other == home {
+                break;
+            }
+        }
+        let stashed = if is_away { self.index.stashed_offset(hash.0, key) } else { None };
+        stashed.is_none_or(|offset| self.check_record(offset, Some(key), Extent::Slot))
+    }
+
+    /// Has everything checked that leads to a record with this key, wherever it may be. False: something is damaged.
+    #[cold]
     pub(crate) fn check_key(&mut self, key: &[u8], hash: KeyHash) -> bool {
         let mut offsets = [0; 2 * SLOTS + 1];
         let mut count = 0;

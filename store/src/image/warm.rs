@@ -79,6 +79,15 @@ impl Keyspace {
         self.is_unsure()
     }
 
+    /// Moves the index out of the file, ahead of many changes: else the kernel would copy each of its pages on its own.
+    pub fn warm_index(&mut self) {
+        while let Some(unchecked) = &self.unchecked
+            && let Some(region) = unchecked.regions.get(unchecked.warm.region)
+            && region.info.kind == RegionKind::Index
+            && self.warm_step(region.info.bytes)
+        {}
+    }
+
     /// Moves the region at hand, or a part of it. Memory is taken in a step of its own, which can cost as much as the copying.
     fn move_region(&mut self, kind: RegionKind, number: usize, bytes: usize, budget: &mut usize) {
         let Some(unchecked) = &mut self.unchecked else { return };
@@ -147,6 +156,14 @@ impl Keyspace {
         self.unchecked = None;
     }
 
+    /// How far warming is in the order of the regions, in bytes, so that somebody can see to it that what comes next is in
+    /// memory; 0 where there is nothing to warm.
+    pub fn warm_position(&self) -> u64 {
+        let Some(unchecked) = &self.unchecked else { return 0 };
+        let warm = &unchecked.warm;
+        warm.moved_bytes + warm.kept_bytes + (warm.page * PAGE_BYTES) as u64
+    }
+
     /// How far warming is; `None`: there is nothing to warm.
     pub fn warm_progress(&self) -> Option<WarmProgress> {
         let warm = &self.unchecked.as_ref()?.warm;
@@ -160,7 +177,7 @@ impl Keyspace {
 
     /// Whether there are pages that nobody has looked at: every operation then looks first.
     #[inline(always)]
-    pub(crate) fn is_unsure(&self) -> bool {
+    pub fn is_unsure(&self) -> bool {
         self.unchecked.is_some()
     }
 }

@@ -1,4 +1,4 @@
-//! Who hears of changes: the log, through effects that get an LSN, and WATCH.
+//! Who hears of changes: the log, through effects that get an LSN, WATCH, and client tracking.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -7,6 +7,8 @@ use super::{KeyHash, Keyspace};
 use crate::mutation::Mutation;
 use crate::pending::Pending;
 use crate::time::Now;
+use crate::tracking::{Cause, Table};
+use alloc::boxed::Box;
 
 /// What WATCH remembers of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +24,12 @@ pub(crate) struct Watched {
 /// Who must hear of changes.
 #[derive(Default)]
 pub(crate) struct Changes {
-    /// Somebody watches a key, or wants the effects.
+    /// Somebody watches a key, wants the effects, or has a client to tell.
     is_heard: bool,
+    /// Mutations so far.
+    count: u64,
+    /// Who has read what; `None`: nobody is to be told.
+    tracked: Option<Box<Table>>,
     pub(super) watched: BTreeMap<Vec<u8>, Watched>,
     version: u64,
     /// What is not in the log yet; `None`: there is no log.
@@ -72,15 +78,30 @@ impl Changes {
     /// Every mutation passes here, whoever asked for it. [`expired`](Self::expired) is the only exception.
     #[inline(always)]
     pub(super) fn note(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
+        self.count += 1;
         if self.is_heard {
-            self.tell(mutation, hash);
+            self.tell(mutation, hash, Cause::Asked);
+        }
+    }
+
+    /// The same, where no command asked for it: a key was evicted.
+    pub(super) fn note_unasked(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
+        self.count += 1;
+        if self.is_heard {
+            self.tell(mutation, hash, Cause::Evicted);
         }
     }
 
     #[inline(never)]
-    fn tell(&mut self, mutation: Mutation<'_>, hash: KeyHash) {
+    fn tell(&mut self, mutation: Mutation<'_>, hash: KeyHash, cause: Cause) {
         if let Some(key) = mutation.key() {
-            self.expired(key);
+            self.touched(key);
+        }
+        if let Some(table) = &mut self.tracked {
+            match mutation.key() {
+                Some(key) => table.touch(key, hash.0, cause),
+                None => table.clear(),
+            }
         }
         if let Some(effects) = &mut self.effects {
             mutation.encode(&mut effects.bytes);
@@ -93,7 +114,19 @@ impl Changes {
 
     /// A key's time has come. That is no effect: whoever applies the others knows the time too.
     #[inline(always)]
-    pub(super) fn expired(&mut self, key: &[u8]) {
+    pub(super) fn expired(&mut self, key: &[u8], hash: KeyHash) {
+        if self.is_heard {
+            self.touched(key);
+            if let Some(table) = &mut self.tracked {
+                let pending = self.effects.as_ref().and_then(|effects| effects.pending.get(hash.0));
+                table.touch(key, hash.0, Cause::Expired(pending.unwrap_or(0)));
+            }
+        }
+    }
+
+    /// Who watches a key must know that it is not what it was.
+    #[inline(always)]
+    pub(super) fn touched(&mut self, key: &[u8]) {
         if !self.watched.is_empty() {
             self.tell_watchers(key);
         }
@@ -106,6 +139,10 @@ impl Changes {
             watched.version = self.version;
         }
     }
+
+    fn update_heard(&mut self) {
+        self.is_heard = self.effects.is_some() || self.tracked.is_some() || !self.watched.is_empty();
+    }
 }
 
 impl Keyspace {
@@ -115,7 +152,21 @@ impl Keyspace {
     /// observes the last write to it, and not the last one to any.
     pub fn keep_effects(&mut self, is_exact: bool) {
         self.changes.effects = Some(Effects { is_exact, ..Effects::default() });
-        self.changes.is_heard = true;
+        self.changes.update_heard();
+    }
+
+    /// Effects are of no interest any more: what is applied comes from a log.
+    pub(crate) fn stop_effects(&mut self) {
+        self.changes.effects = None;
+        self.changes.update_heard();
+    }
+
+    /// Takes the place of another keyspace: those who heard of its changes hear of this one's.
+    pub(crate) fn adopt_listeners(&mut self, mut old: Keyspace) {
+        let Changes { count, tracked, watched, version, .. } = core::mem::take(&mut old.changes);
+        (self.changes.watched, self.changes.version, self.changes.tracked) = (watched, version, tracked);
+        self.changes.count += count;
+        self.changes.update_heard();
     }
 
     /// Adds the effects since the last call to `out`; false: there are none. They get an LSN next, by
@@ -167,6 +218,55 @@ impl Keyspace {
         }
     }
 
+    /// The last LSN given to effects: what is seen of any key is durable when this one is.
+    pub fn latest_effect(&self) -> u64 {
+        self.changes.effects.as_ref().map_or(0, |effects| effects.latest)
+    }
+
+    // ---- client tracking --------------------------------------------------------------------------------
+
+    /// Who has read what; `None`: changes of keys are of no interest.
+    #[inline]
+    pub fn tracked(&self) -> Option<&Table> {
+        self.changes.tracked.as_deref()
+    }
+
+    /// As [`prefetch_bucket`](Self::prefetch_bucket), for who has read the key.
+    #[inline]
+    pub(crate) fn prefetch_readers(&self, hash: KeyHash) {
+        if let Some(table) = &self.changes.tracked {
+            table.prefetch_bucket(hash.0);
+        }
+    }
+
+    /// As [`prefetch_record`](Self::prefetch_record), for who has read the key.
+    #[inline]
+    pub(crate) fn prefetch_readers_entry(&self, hash: KeyHash) {
+        if let Some(table) = &self.changes.tracked {
+            table.prefetch_entry(hash.0);
+        }
+    }
+
+    /// A third step, worth it where there are several keys.
+    #[inline]
+    pub(crate) fn prefetch_readers_behind(&self, hash: KeyHash) {
+        if let Some(table) = &self.changes.tracked {
+            table.prefetch_behind(hash.0);
+        }
+    }
+
+    /// The same, for changing it.
+    #[inline]
+    pub(crate) fn tracked_mut(&mut self) -> Option<&mut Table> {
+        self.changes.tracked.as_deref_mut()
+    }
+
+    /// From now on it is kept who has read what, or it is not.
+    pub(crate) fn keep_tracked(&mut self, table: Option<Box<Table>>) {
+        self.changes.tracked = table;
+        self.changes.update_heard();
+    }
+
     // ---- watches ----------------------------------------------------------------------------------------
 
     /// Begins to watch a key for one watcher.
@@ -176,8 +276,9 @@ impl Keyspace {
         let version = self.changes.version;
         let watched = self.changes.watched.entry(key.to_vec()).or_insert(Watched { version, watchers: 0 });
         watched.watchers += 1;
-        self.changes.is_heard = true;
-        WatchToken { version: watched.version }
+        let token = WatchToken { version: watched.version };
+        self.changes.update_heard();
+        token
     }
 
     /// Ends one watch of a key.
@@ -186,9 +287,14 @@ impl Keyspace {
             watched.watchers -= 1;
             if watched.watchers == 0 {
                 self.changes.watched.remove(key);
-                self.changes.is_heard = self.changes.effects.is_some() || !self.changes.watched.is_empty();
+                self.changes.update_heard();
             }
         }
+    }
+
+    /// Mutations so far, those included that a log brought back. Keys whose time came are none.
+    pub fn changes(&self) -> u64 {
+        self.changes.count
     }
 
     /// Keys that somebody watches.

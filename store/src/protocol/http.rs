@@ -24,18 +24,22 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use execute::push_percent_encoded;
 pub use head::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::mem::{self, MaybeUninit};
 
 use self::body::BodyReader;
 use self::head::{Framing, HeadScan, Persistence};
-use self::response::{DateBlocks, Problem, write_problem};
-use self::routes::{Method, Operation, Request, Resource};
+use self::response::{DateBlocks, Problem, insert_field, write_problem};
+use self::routes::{AtLeast, Method, Operation, Request, Resource};
 use crate::command;
 use crate::engine::Shared;
+use crate::reads::{Refusal, Token, Verdict, Written};
 use crate::session::Session;
 use crate::time::{Clock, Nanos, Now};
 
@@ -52,6 +56,8 @@ pub struct Connection {
     scan: HeadScan,
     /// The request whose body is arriving.
     pending: Option<Pending>,
+    /// The request that waits for a record.
+    parked: Option<Box<HopRequest>>,
 }
 
 /// A request whose head is understood and whose body is not all there.
@@ -95,7 +101,9 @@ impl Responder {
 impl Connection {
     /// What it allocates, for the sum of client buffers.
     pub fn buffer_bytes(&self) -> usize {
-        size_of::<Connection>() + self.pending.as_ref().map_or(0, |pending| pending.arguments.capacity())
+        let parked = self.parked.as_ref().map_or(0, |parked| parked.arguments.capacity());
+        let pending = self.pending.as_ref().map_or(0, |pending| pending.arguments.capacity());
+        size_of::<Connection>() + pending + parked
     }
 }
 
@@ -132,13 +140,13 @@ pub fn resume(shared: &mut Shared, session: &mut Session, now: Now, clock: &dyn 
         }
         session.input = input;
     }
-    session.closing |= session.input_ended && !is_paused(session);
+    session.closing |= session.input_ended && !is_paused(session) && !is_parked(session);
 }
 
 /// The peer sends nothing more: complete requests are still answered, an incomplete one is forgotten.
 pub fn handle_receive_end(session: &mut Session) {
     session.input_ended = true;
-    session.closing |= !is_paused(session);
+    session.closing |= !is_paused(session) && !is_parked(session);
 }
 
 /// Whether complete requests may be waiting: for the peer to read, or for CLIENT UNPAUSE.
@@ -146,6 +154,21 @@ pub fn handle_receive_end(session: &mut Session) {
 pub fn is_paused(session: &Session) -> bool {
     !session.input.is_empty()
         && (session.paused_client || session.paused_hops || session.unsent() >= OUTPUT_HIGH_WATER)
+}
+
+/// Whether a request waits for a record.
+fn is_parked(session: &Session) -> bool {
+    session.http.as_ref().is_some_and(|state| state.parked.is_some())
+}
+
+/// The server stops: a request that waits for a record is told that it is not there.
+pub(crate) fn end_wait(shared: &mut Shared, session: &mut Session, now: Now) {
+    let parked = session.http.as_mut().and_then(|state| state.parked.take());
+    let Some(HopRequest { request, persistence, .. }) = parked.map(|parked| *parked) else { return };
+    shared.http.dates.refresh(now);
+    let wanted = request.at_least.map_or(Token { branch: None, lsn: 0 }, |at_least| at_least.token);
+    let problem = not_there(shared, wanted, Verdict::Behind);
+    refuse(shared, session, problem, persistence, request.method == Method::Head);
 }
 
 /// Says that there are too many connections already.
@@ -166,13 +189,27 @@ fn execute_input(
     now: Now,
     clock: &dyn Clock,
 ) -> usize {
+    if session.is_stream {
+        return data.len();
+    }
     let Some(mut state) = session.http.take() else { return data.len() };
     shared.http.dates.refresh(now);
     if session.output.capacity() == 0 {
         session.output = shared.pool.take();
     }
+    // Its wait is over, whatever ended it.
+    if let Some(parked) = state.parked.take_if(|_| !session.gathers) {
+        let HopRequest { request, mut arguments, persistence } = *parked;
+        let is_head = request.method == Method::Head;
+        answer(shared, session, &mut state, Ok(request), &mut arguments, persistence, is_head, now, clock);
+        shared.http.give_back_arguments(arguments);
+    }
     let mut at = 0;
-    while at < data.len() && !session.closing && !session.paused_hops && session.unsent() < OUTPUT_HIGH_WATER
+    while at < data.len()
+        && !session.closing
+        && !session.paused_hops
+        && !session.is_stream
+        && session.unsent() < OUTPUT_HIGH_WATER
     {
         // CLIENT PAUSE, even of writes only, holds everything here: what a request will be is not known yet.
         if shared.pause.holds(true) {
@@ -242,7 +279,7 @@ fn begin_request(
     };
     let body = match head.framing {
         Framing::Absent | Framing::Length(0) => {
-            answer(shared, session, outcome, &mut arguments, head.persistence, head_only, now, clock);
+            answer(shared, session, state, outcome, &mut arguments, head.persistence, head_only, now, clock);
             return shared.http.give_back_arguments(arguments);
         }
         Framing::Length(length) => BodyReader::with_length(length, keep),
@@ -284,7 +321,7 @@ fn continue_body(
         Ok(taken) => {
             if pending.body.is_done() {
                 let Pending { outcome, mut arguments, persistence, head_only, .. } = pending;
-                answer(shared, session, outcome, &mut arguments, persistence, head_only, now, clock);
+                answer(shared, session, state, outcome, &mut arguments, persistence, head_only, now, clock);
                 shared.http.give_back_arguments(arguments);
             } else {
                 state.pending = Some(pending);
@@ -303,6 +340,7 @@ fn continue_body(
 fn answer(
     shared: &mut Shared,
     session: &mut Session,
+    state: &mut Connection,
     outcome: Result<Request, Problem>,
     arguments: &mut Vec<u8>,
     persistence: Persistence,
@@ -315,21 +353,85 @@ fn answer(
         if shared.sampler.is_timing() {
             shared.sampler.note(request.method.changes_state());
         }
+        if let Some(at_least) = request.at_least
+            && !has_record(shared, session, state, &request, at_least, arguments, persistence, now)?
+        {
+            return Ok(false);
+        }
         if shared.is_sharded && leave(shared, session, &request, arguments, persistence) {
             return Ok(false);
         }
         session.durability = request.durability;
+        let begun = Begun::of(session);
         let outcome = execute::execute(shared, session, &request, arguments, persistence, now, clock);
         shared.conclude(session);
+        begun.name_write(shared, session, &request);
         // The next request may ask for another.
         session.durability = None;
         outcome.map(|()| true)
     });
     match outcome {
         Ok(false) => {}
-        Ok(true) => session.closing |= persistence == Persistence::Close,
+        Ok(true) => session.closing |= persistence == Persistence::Close && !session.is_stream,
         Err(problem) => refuse(shared, session, problem, persistence, head_only),
     }
+}
+
+/// Where a request's response begins, and what its connection had written before.
+struct Begun {
+    at: usize,
+    last_write: Written,
+}
+
+impl Begun {
+    fn of(session: &Session) -> Begun {
+        Begun { at: session.output.len(), last_write: session.last_write }
+    }
+
+    /// Tells with the response which record the write became, if it was one.
+    fn name_write(self, shared: &Shared, session: &mut Session, request: &Request) {
+        let written = session.last_write;
+        if written != self.last_write && request.method.changes_state() && session.output.len() > self.at {
+            let token = shared.token_of(written).to_string();
+            insert_field(&mut session.output, self.at, "X-Millrace-LSN", token.as_bytes());
+        }
+    }
+}
+
+/// Whether the data has what a request names; if it may come, the request waits (`false`).
+#[allow(clippy::too_many_arguments, reason = "the parts of one request")]
+fn has_record(
+    shared: &mut Shared,
+    session: &mut Session,
+    state: &mut Connection,
+    request: &Request,
+    AtLeast { token, wait_ms }: AtLeast,
+    arguments: &mut Vec<u8>,
+    persistence: Persistence,
+    now: Now,
+) -> Result<bool, Problem> {
+    match shared.verdict(token) {
+        Verdict::Now => Ok(true),
+        Verdict::Behind if wait_ms > 0 => {
+            let until = Nanos(now.monotonic.0.saturating_add(wait_ms * 1_000_000));
+            // It waits once.
+            let request = Request { at_least: Some(AtLeast { token, wait_ms: 0 }), ..*request };
+            state.parked =
+                Some(Box::new(HopRequest { request, arguments: mem::take(arguments), persistence }));
+            shared.wait_for_record(session, token, Some(until));
+            Ok(false)
+        }
+        verdict => Err(not_there(shared, token, verdict)),
+    }
+}
+
+/// 409, with where to ask instead.
+fn not_there(shared: &mut Shared, wanted: Token, verdict: Verdict) -> Problem {
+    let Refusal { code, text } = shared.refuse_token(wanted, verdict);
+    let mut problem = Problem::new(409, format!("{code} {text}"));
+    problem.fields.push(("X-Millrace-Applied-LSN", shared.visible_lsn().to_string()));
+    problem.fields.extend(shared.standing().http_primary.map(|primary| ("X-Millrace-Primary", primary)));
+    problem
 }
 
 /// A request that another shard executes, or this one with others in hand.
@@ -355,12 +457,20 @@ impl HopRequest {
             shared.deselect();
         }
         session.durability = request.durability;
-        match execute::execute(shared, session, request, arguments, *persistence, now, clock) {
-            Ok(()) => session.closing |= *persistence == Persistence::Close,
+        let begun = Begun::of(session);
+        // Asked again where it is executed: what was there when it left may have been replaced by another history since.
+        let absent = request.at_least.map(|at_least| (at_least.token, shared.verdict(at_least.token)));
+        let outcome = match absent.filter(|(_, verdict)| *verdict != Verdict::Now) {
+            Some((token, verdict)) => Err(not_there(shared, token, verdict)),
+            None => execute::execute(shared, session, request, arguments, *persistence, now, clock),
+        };
+        match outcome {
+            Ok(()) => session.closing |= *persistence == Persistence::Close && !session.is_stream,
             Err(problem) => refuse(shared, session, problem, *persistence, request.method == Method::Head),
         }
         end_get_run(shared, clock);
         shared.conclude(session);
+        begun.name_write(shared, session, request);
         session.durability = None;
     }
 }
@@ -379,7 +489,7 @@ fn leave(
             place.shard_of(routes::slice(arguments, request.key))
         }
         (_, Operation::List { cursor, .. }) => (cursor % place.count as u64) as usize,
-        (Resource::Metrics, _) => {
+        (Resource::Metrics, _) | (Resource::Invalidations, Operation::Stream { .. }) => {
             let request =
                 Box::new(HopRequest { request: *request, arguments: mem::take(arguments), persistence });
             shared.gather_request(session, place.everybody(), request);

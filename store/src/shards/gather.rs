@@ -69,6 +69,7 @@ impl Shared {
         let fleet = &self.fleet;
         let mut waiting = fleet.gathers.iter();
         !fleet.outbox.is_empty()
+            || !fleet.tells.is_empty()
             || fleet.acquisition.is_none()
                 && fleet.unwanted.is_none()
                 && waiting.any(|gather| !gather.shards.meets(fleet.asleep))
@@ -133,6 +134,7 @@ impl Engine {
             match message {
                 Message::Return(shared) => {
                     self.shared = Some(shared);
+                    self.shared_mut().release_held(None);
                     self.handle_deferred(now, clock);
                 }
                 other => self.deferred.push_back((from, other)),
@@ -157,7 +159,7 @@ impl Engine {
         match message {
             Message::Hop(hop) => {
                 let shared = self.shared_mut();
-                let (answered, lsn) = shared.execute_hop(hop, now, clock);
+                let (answered, lsn) = shared.execute_hop(hop, from, now, clock);
                 shared.answer_when_durable(from, answered, lsn);
             }
             Message::Answer(hop) => self.handle_answer(from, hop, now, clock),
@@ -178,12 +180,29 @@ impl Engine {
                 let keyspace = &mut self.shared_mut().keyspace;
                 keys.iter().for_each(|key| keyspace.unwatch(key));
             }
+            Message::Invalidate(invalidation) => self.shared_mut().hear_invalidation(*invalidation),
+            Message::Redirect(redirected) => self.shared_mut().push_for_other(*redirected),
+            Message::RedirectBroken(from, to) => self.shared_mut().redirect_is_broken(from, to),
+            Message::Forget(id) => self.shared_mut().forget_reader(id),
+            Message::Event(event) => self.shared_mut().push_event(from, &event),
+            Message::StreamEnded(token, is_last) => self.shared_mut().stream_ended(from, token, is_last),
+            Message::Deaf => self.shared_mut().stop_listening(from),
         }
+    }
+
+    /// The next thing that another shard must be able to hear before anything else that this one did is seen by anybody:
+    /// before other messages, replies, and before the log has the records of the turn. See [`Message::is_tell`].
+    #[inline]
+    pub fn poll_tell(&mut self) -> Option<(usize, Message)> {
+        self.shared.as_mut()?.fleet.tells.pop_front()
     }
 
     /// The next thing for another shard to hear. The shard itself may be in it: see [`is_lent`](Self::is_lent).
     pub fn poll_message(&mut self) -> Option<(usize, Message)> {
         let stalled = self.stalled;
+        if let Some(tell) = self.poll_tell() {
+            return Some(tell);
+        }
         let fleet = &mut self.shared.as_mut()?.fleet;
         if let Some(message) = fleet.outbox.pop_front() {
             return Some(message);
@@ -218,7 +237,7 @@ impl Engine {
         let states = [
             (self.stalled, "it sleeps"),
             (!self.deferred.is_empty(), "messages are deferred"),
-            (!fleet.outbox.is_empty(), "messages are to be sent"),
+            (!fleet.outbox.is_empty() || !fleet.tells.is_empty(), "messages are to be sent"),
             (fleet.acquisition.is_some(), "it acquires other shards"),
             (fleet.unwanted.is_some(), "it awaits a shard that it wants no more"),
             (!fleet.gathers.is_empty(), "commands wait for other shards"),

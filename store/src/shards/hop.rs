@@ -19,8 +19,10 @@ use crate::keyspace::KeyHash;
 use crate::protocol::http::HopRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::resp::{Args, Span};
+use crate::reads::Written;
 use crate::session::{ConnectionId, Durability, Peer, ReplyMode, Session};
 use crate::time::{Clock, Nanos, Now};
+use crate::tracking::Target;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -64,8 +66,8 @@ pub struct Hop {
     ends: Vec<usize>,
     /// What its connection asked for (CLIENT DURABILITY).
     durability: Option<Durability>,
-    /// The LSN of the last write in it.
-    last_write: u64,
+    /// The last write in it.
+    last_write: Written,
     /// A reply was over `output-buffer-max`: the connection is to be cut.
     broken: bool,
     /// The HTTP connection ends behind this response.
@@ -75,6 +77,8 @@ pub struct Hop {
 #[derive(Clone, Copy, Debug)]
 struct HopCommand {
     id: u16,
+    /// What it reads is of interest to its client.
+    tracks: bool,
     first_span: u32,
     spans: u32,
 }
@@ -96,13 +100,13 @@ impl Hop {
         self.commands.len() >= COMMANDS_MAX || self.bytes.len() >= BYTES_MAX
     }
 
-    fn push(&mut self, command: &Command, args: &Args<'_>) {
+    fn push(&mut self, command: &Command, args: &Args<'_>, tracks: bool) {
         let first_span = self.spans.len() as u32;
         for argument in args.iter() {
             self.spans.push(Span { start: self.bytes.len() as u32, len: argument.len() as u32 });
             self.bytes.extend_from_slice(argument);
         }
-        self.commands.push(HopCommand { id: command.id, first_span, spans: args.len() as u32 });
+        self.commands.push(HopCommand { id: command.id, tracks, first_span, spans: args.len() as u32 });
     }
 
     fn args(&self, command: HopCommand) -> Args<'_> {
@@ -248,8 +252,12 @@ impl Shared {
         args: &Args<'_>,
     ) -> bool {
         let silent = matches!(session.reply_mode, ReplyMode::Off | ReplyMode::Skip);
+        let tracks = session.tracks.is_some();
         let Some(hop) = self.building(session, shard).filter(|hop| !hop.is_full()) else { return false };
-        hop.push(command, args);
+        hop.push(command, args, tracks);
+        if tracks {
+            session.note_asked(shard);
+        }
         self.dig(session, shard, silent);
         true
     }
@@ -284,7 +292,7 @@ impl Shared {
             hop.client = session.id;
             hop.resp3 = session.resp3;
             hop.durability = session.durability;
-            hop.last_write = 0;
+            hop.last_write = Written::default();
             hop.peer = Some(session.peer.clone());
             hop.name.clear();
             if let Some(names) = &session.names {
@@ -350,7 +358,13 @@ impl Shared {
 
     /// Executes another shard's commands, as many as their replies fit.
     /// Returns the LSN that its replies depend on, too.
-    pub(crate) fn execute_hop(&mut self, mut hop: Box<Hop>, now: Now, clock: &dyn Clock) -> (Box<Hop>, u64) {
+    pub(crate) fn execute_hop(
+        &mut self,
+        mut hop: Box<Hop>,
+        from: usize,
+        now: Now,
+        clock: &dyn Clock,
+    ) -> (Box<Hop>, u64) {
         let mut proxy = self.fleet.traffic.proxy.take().unwrap_or_default();
         proxy.connection = ConnectionId { slot: u32::MAX, generation: 0 };
         proxy.left = true;
@@ -358,7 +372,7 @@ impl Shared {
         proxy.id = hop.client;
         proxy.resp3 = hop.resp3;
         proxy.durability = hop.durability;
-        proxy.last_write = 0;
+        proxy.last_write = Written::default();
         if let Some(peer) = &hop.peer {
             proxy.peer = peer.clone();
         }
@@ -378,25 +392,39 @@ impl Shared {
             hop.ends.push(0);
             hop.executed = 1;
         } else {
-            self.execute_hop_commands(&mut hop, &mut proxy, now, clock);
+            self.execute_hop_commands(&mut hop, from, &mut proxy, now, clock);
         }
         hop.broken = proxy.aborted;
         hop.output = core::mem::take(&mut proxy.output);
+        proxy.tracks = None;
         proxy.aborted = false;
         proxy.closing = false;
-        hop.last_write = hop.last_write.max(proxy.last_write);
+        if proxy.last_write != Written::default() {
+            hop.last_write = proxy.last_write;
+        }
         let gate = core::mem::take(&mut proxy.gate);
         self.fleet.traffic.proxy = Some(proxy);
         self.fleet.hops_served += 1;
         (hop, gate)
     }
 
-    fn execute_hop_commands(&mut self, hop: &mut Hop, proxy: &mut Session, now: Now, clock: &dyn Clock) {
+    fn execute_hop_commands(
+        &mut self,
+        hop: &mut Hop,
+        from: usize,
+        proxy: &mut Session,
+        now: Now,
+        clock: &dyn Clock,
+    ) {
+        let client = Target { id: hop.client, shard: from as u32, connection: hop.connection };
         let first = hop.executed;
         let key_of = |command: HopCommand| {
             let at = COMMANDS[usize::from(command.id)].keys.first;
             hop.args(command).get(at as usize).filter(|_| at > 0)
         };
+        if let Some(table) = self.keyspace.tracked_mut() {
+            table.turn_to(hop.client);
+        }
         // As in a batch of one's own: the waits for memory overlap.
         const AHEAD: usize = 64;
         let mut hashes = [KeyHash(0); AHEAD];
@@ -405,10 +433,19 @@ impl Shared {
             if let Some(key) = key_of(command) {
                 *hash = self.keyspace.hash(key);
                 self.keyspace.prefetch_bucket(*hash);
+                if self.is_tracking {
+                    self.keyspace.prefetch_readers(*hash);
+                }
             }
         }
         for &hash in &hashes[..ahead] {
             self.keyspace.prefetch_record(hash);
+            if self.is_tracking {
+                self.keyspace.prefetch_readers_entry(hash);
+            }
+        }
+        if self.is_tracking {
+            hashes[..ahead].iter().for_each(|hash| self.keyspace.prefetch_readers_behind(*hash));
         }
         let started = clock.monotonic();
         let mut quick = 0;
@@ -426,6 +463,7 @@ impl Shared {
                     .error("OOM command not allowed when used memory > 'maxmemory'.");
                 self.metrics.note_error(&proxy.output[start..]);
             } else {
+                proxy.tracks = planned.tracks.then_some(client);
                 call(&mut Call {
                     engine: self,
                     session: proxy,
@@ -470,8 +508,10 @@ impl Shared {
             let lane = &mut lanes.lanes[shard];
             lane.away = false;
             lane.taken = 0;
-            session.last_write = session.last_write.max(hop.last_write);
-            lane.answer = Some(hop);
+        }
+        session.last_write = self.later(session.last_write, hop.last_write);
+        if let Some(lanes) = &mut session.lanes {
+            lanes.lanes[shard].answer = Some(hop);
         }
         self.fill_holes(&mut session);
         Some(session)

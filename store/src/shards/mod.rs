@@ -19,6 +19,8 @@ pub mod hop;
 pub mod route;
 
 use crate::engine::Shared;
+use crate::tracking::stream::Event;
+use crate::tracking::{Invalidation, Redirected, Target};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -204,6 +206,30 @@ pub enum Message {
     Return(Box<Shared>),
     /// A connection of mine watches these keys no more.
     Unwatch(Vec<Box<[u8]>>),
+    /// Tell your clients that a key is not what it was.
+    Invalidate(Box<Invalidation>),
+    /// A client of mine wants one of yours to be told in its place.
+    Redirect(Box<Redirected>),
+    /// Whom your client wanted to be told in its place, by its id, is gone.
+    RedirectBroken(Target, u64),
+    /// A client of mine, by its id, need not hear of keys any more.
+    Forget(u64),
+    /// No client of mine wants to hear of every key any more.
+    Deaf,
+    /// For your streams of invalidations: a key of mine has changed.
+    Event(Box<Event>),
+    /// A stream of mine has ended: which token it had, and whether it was the last.
+    StreamEnded(Option<u64>, bool),
+}
+
+impl Message {
+    /// It may be heard before what its sender said earlier, and must be heard before anything that is said because of it:
+    /// see [`crate::tracking`]. What comes earlier than it might is put behind everything that its receiver is still to
+    /// be answered, so it cannot be too early.
+    #[inline]
+    pub fn is_tell(&self) -> bool {
+        matches!(self, Message::Invalidate(_) | Message::Redirect(_))
+    }
 }
 
 impl core::fmt::Debug for Message {
@@ -217,6 +243,13 @@ impl core::fmt::Debug for Message {
             Message::Awake => "Awake",
             Message::Return(_) => "Return",
             Message::Unwatch(_) => "Unwatch",
+            Message::Invalidate(_) => "Invalidate",
+            Message::Redirect(_) => "Redirect",
+            Message::RedirectBroken(..) => "RedirectBroken",
+            Message::Forget(_) => "Forget",
+            Message::Deaf => "Deaf",
+            Message::Event(_) => "Event",
+            Message::StreamEnded(..) => "StreamEnded",
         })
     }
 }
@@ -228,6 +261,8 @@ pub struct Fleet {
     /// What all of them may look at.
     pub totals: Arc<Totals>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
+    /// What goes before that: see [`Message::is_tell`].
+    pub(crate) tells: VecDeque<(usize, Message)>,
     pub(crate) traffic: Traffic,
     /// Commands that wait for other shards to be lent.
     pub(crate) gathers: VecDeque<Gather>,
@@ -265,6 +300,7 @@ impl Fleet {
             place,
             totals,
             outbox: VecDeque::new(),
+            tells: VecDeque::new(),
             traffic: Traffic::new(place.count, hop_queue),
             gathers: VecDeque::new(),
             acquisition: None,
@@ -349,6 +385,11 @@ impl Shared {
         let below = guests().filter(move |(index, _)| *index < own);
         let above = guests().filter(move |(index, _)| *index > own);
         below.chain(core::iter::once((own, self))).chain(above).map(|(_, shard)| shard)
+    }
+
+    /// Whether a shard that is lent to this one follows another server; also while something is selected.
+    pub(crate) fn has_following_guests(&self) -> bool {
+        self.fleet.guests.iter().any(|(_, guest)| guest.replication.is_following())
     }
 
     /// Does the same to this shard and all guests, ascending.

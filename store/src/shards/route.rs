@@ -56,7 +56,9 @@ pub(crate) fn route(shared: &Shared, session: &Session, command: &Command, args:
             .map_or(Route::Here, |cursor| one((cursor % place.count as u64) as usize)),
         "debug" => match args.get(2) {
             Some(key) if is_word(args.at(1), "object") => one(place.shard_of(key)),
-            _ if is_word(args.at(1), "set-active-expire") => Route::Gather(place.everybody()),
+            _ if is_word(args.at(1), "set-active-expire") || is_word(args.at(1), "digest") => {
+                Route::Gather(place.everybody())
+            }
             _ => Route::Here,
         },
         _ => Route::Here,
@@ -81,7 +83,7 @@ fn shards_of_keys(shared: &Shared, command: &Command, args: &Args<'_>) -> ShardS
 fn shards_of_transaction(shared: &Shared, session: &Session) -> ShardSet {
     let place = shared.fleet.place;
     let mut shards = ShardSet::default();
-    for (key, _) in &session.watches {
+    for key in session.watches.keys() {
         shards.insert(place.shard_of(key));
     }
     let Some(transaction) = session.transaction.as_ref().filter(|transaction| !transaction.broken) else {

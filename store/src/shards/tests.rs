@@ -3,15 +3,20 @@
 //! Messages between two shards arrive in their order; between pairs the order is drawn from a seed. Nothing here waits:
 //! time advances a little with every round, and a fleet is left alone when it has nothing to say any more.
 
+mod caches;
 mod commands;
+mod reads;
 mod server;
+mod streams;
+mod tracking;
 mod traffic;
 
 use super::*;
 use crate::arena::HeapSource;
 use crate::config::{Config, Setting};
 use crate::engine::{Action, Engine, Seeds};
-use crate::session::{ConnectionId, Peer, Transport};
+use crate::journal::{Journal, Records};
+use crate::session::{ConnectionId, Durability, Peer, Transport};
 use crate::time::{Clock, Nanos, Now};
 use alloc::format;
 use alloc::string::String;
@@ -70,6 +75,8 @@ struct Server {
     order: Option<Random>,
     /// Those that stand still (DEBUG SLEEP): no turns, no clients.
     asleep: ShardSet,
+    /// With a log: the next LSN.
+    lsns: Option<Arc<AtomicU64>>,
 }
 
 impl Server {
@@ -92,7 +99,17 @@ impl Server {
             now: START,
             order: None,
             asleep: ShardSet::default(),
+            lsns: None,
         }
+    }
+
+    /// From now on writes are durable some rounds after they were made, as each shard hears in its own time.
+    fn keep_log(&mut self) {
+        let lsns = Arc::new(AtomicU64::new(1));
+        for engine in &mut self.engines {
+            engine.keep_journal(Journal::new(lsns.clone(), Durability::Always));
+        }
+        self.lsns = Some(lsns);
     }
 
     fn connect_as(&mut self, shard: usize, transport: Transport) -> usize {
@@ -233,6 +250,12 @@ impl Server {
         for shard in 0..self.engines.len() {
             if !self.engines[shard].is_lent() && !self.asleep.contains(shard) {
                 self.engines[shard].finish_turn(now);
+                // Before the log has its records, and before anything of the turn is seen.
+                while let Some((to, tell)) = self.engines[shard].poll_tell() {
+                    happened = true;
+                    self.links[to][shard].push_back(tell);
+                }
+                happened |= self.flush_log(shard);
                 happened |= self.act(shard);
                 let soon = |wait: Nanos| wait.0 < 1_000_000;
                 happened |= self.engines[shard].poll_timeout(now).is_some_and(soon);
@@ -243,6 +266,39 @@ impl Server {
             }
         }
         happened
+    }
+
+    /// The log takes what a shard wrote; sometimes the shard hears what is durable by now, which is what was drawn when
+    /// its turn came: whatever lies in another shard was taken in that one's turn. True: somebody waits for it.
+    fn flush_log(&mut self, shard: usize) -> bool {
+        let Some(lsns) = &self.lsns else { return false };
+        let durable = lsns.load(Ordering::Relaxed) - 1;
+        self.engines[shard].shared_mut().take_records(&mut Records::default());
+        let awaited = self.engines[shard].first_awaited();
+        let hears = self.order.as_mut().is_none_or(|order| order.below(4) == 0);
+        if hears {
+            self.engines[shard].set_durable(durable);
+        }
+        awaited.is_some()
+    }
+
+    /// What comes before a shard takes what a client has sent: it hears what it was told, and then what is durable.
+    fn hasten(&mut self, shard: usize) {
+        let (now, clock) = (self.now, Standing(self.now.monotonic));
+        for from in 0..self.engines.len() {
+            let link = core::mem::take(&mut self.links[shard][from]);
+            let (tells, others): (VecDeque<_>, VecDeque<_>) = link.into_iter().partition(Message::is_tell);
+            self.links[shard][from] = others;
+            for tell in tells {
+                self.engines[shard].handle_message(from, tell, now, &clock);
+            }
+        }
+        let heard = |engine: &Engine| engine.shared.as_ref()?.journal.as_ref().map(|j| j.durable_lsn());
+        if let Some(durable) = self.engines.iter().filter_map(heard).max()
+            && !self.engines[shard].is_lent()
+        {
+            self.engines[shard].set_durable(durable);
+        }
     }
 
     /// Until nothing happens any more.

@@ -222,3 +222,18 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     says(scratch.convert(JournalKind::Sqlcipher, &mut go_on), "damaged");
     assert!(segment.exists());
 }
+
+/// The beginning of a log may be in a snapshot only: a journal made of the rest would lack it.
+#[test]
+fn a_log_with_snapshots_is_not_converted() {
+    let scratch = Scratch::new();
+    let made = make(&scratch);
+    scratch.convert(JournalKind::Native, &mut go_on).unwrap();
+    let snapshot = scratch.data().join("snapshot-0000000000000001-0000000000000010.mrs");
+    fs::write(&snapshot, "").unwrap();
+    let told = scratch.convert(JournalKind::Sqlcipher, &mut go_on).unwrap_err().to_string();
+    assert!(told.contains("not encrypted") && told.contains("snapshot-*"), "{told}");
+    fs::remove_file(snapshot).unwrap();
+    scratch.convert(JournalKind::Sqlcipher, &mut go_on).unwrap();
+    assert_eq!(content(&scratch, "old").unwrap(), made);
+}

@@ -4,6 +4,7 @@
 //! the table's business here as on a RESP connection. A GET looks the key up itself, because formatting a reply
 //! only to parse it again would cost as much as the lookup; it is counted like the command.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
@@ -18,6 +19,7 @@ use crate::engine::Shared;
 use crate::protocol::resp::{Args, Span};
 use crate::session::Session;
 use crate::time::{Clock, Now};
+use crate::tracking::stream::{Filter, token_id};
 
 /// Runs a request whose body is complete and writes its response, or says why not.
 pub(super) fn execute(
@@ -29,6 +31,17 @@ pub(super) fn execute(
     now: Now,
     clock: &dyn Clock,
 ) -> Result<(), Problem> {
+    if shared.replication.is_following() && matches!(request.resource, Resource::Key | Resource::Keys) {
+        let writes = !matches!(request.method, Method::Get | Method::Head | Method::Options);
+        if let Err((status, text)) = shared.heed_as_replica(writes) {
+            let mut problem = Problem::new(status, text);
+            problem
+                .fields
+                .extend(shared.standing().http_primary.map(|primary| ("X-Millrace-Primary", primary)));
+            return Err(problem);
+        }
+        shared.catch_up(now);
+    }
     let mut context = Context { shared, session, arguments, persistence, now, clock };
     match (request.resource, request.method) {
         (_, Method::Options) => {
@@ -40,8 +53,16 @@ pub(super) fn execute(
         (Resource::Key, Method::Delete) => context.delete(request),
         (Resource::Key, Method::Post) => context.update(request),
         (Resource::Keys, _) => context.list(request),
+        (Resource::Invalidations, _) => {
+            context.stream(request);
+            Ok(())
+        }
         (Resource::Health, _) => {
             context.text(b"text/plain", b"ok", request.method == Method::Head);
+            Ok(())
+        }
+        (Resource::Primary | Resource::Replica, _) => {
+            context.role(request);
             Ok(())
         }
         (Resource::Metrics, _) => {
@@ -82,6 +103,34 @@ impl Context<'_> {
         );
     }
 
+    /// 200 if the node is what is asked for and may be used, else 503; one line says why.
+    fn role(&mut self, request: &Request) {
+        let standing = self.shared.standing();
+        let stops = self.shared.shutting_down.then(|| String::from("the server stops"));
+        let follows = standing.primary.as_deref().unwrap_or("nobody yet");
+        // Anybody may ask, and where the primary is, is not for anybody where there is a password.
+        let is_open = self.shared.config.requirepass.is_empty();
+        let (is_asked_for, what) = match standing.is_replica {
+            true if is_open => (request.resource == Resource::Replica, format!("a replica of {follows}")),
+            true => (request.resource == Resource::Replica, String::from("a replica")),
+            false => (request.resource == Resource::Primary, String::from("a primary")),
+        };
+        let (status, text) = match stops.or(standing.trouble) {
+            Some(trouble) => (503, format!("{what}, and not to be used: {trouble}\n")),
+            None if is_asked_for => (200, format!("{what}\n")),
+            None => (503, format!("this is {what}\n")),
+        };
+        if status == 503 {
+            self.shared.metrics.http_responses_5xx += 1;
+        }
+        let (persistence, is_head) = (self.persistence, request.method == Method::Head);
+        self.begin(status).field("Content-Type", b"text/plain").field("Cache-Control", b"no-store").body(
+            persistence,
+            text.as_bytes(),
+            is_head,
+        );
+    }
+
     /// GET and HEAD, straight from the keyspace into the output.
     fn get(&mut self, request: &Request) -> Result<(), Problem> {
         let key = slice(self.arguments, request.key);
@@ -90,6 +139,14 @@ impl Context<'_> {
             self.shared.metrics.commands_processed += 1;
             self.shared.metrics.commands[usize::from(get.id)].calls += 1;
             self.shared.http.get_run.get_or_insert_with(|| (self.clock.monotonic(), 0)).1 += 1;
+        }
+        if let Some(token) = request.token
+            && !self.shared.register_token(key, token_id(slice(self.arguments, token)))
+        {
+            return Err(Problem::new(
+                409,
+                "No stream has this token. Open GET /v1/invalidations?token=... first, and read when its first event is there.",
+            ));
         }
         let hash = self.shared.keyspace.hash(key);
         let Some(entry) = self.shared.keyspace.get(key, hash, self.now) else {
@@ -237,6 +294,25 @@ impl Context<'_> {
         outcome
     }
 
+    /// A stream of invalidations, which ends when the client has enough of it.
+    fn stream(&mut self, request: &Request) {
+        let Operation::Stream { prefix, token } = request.operation else {
+            unreachable!("route gives every stream its operation")
+        };
+        self.begin(200)
+            .field("Content-Type", b"text/event-stream")
+            .field("Cache-Control", b"no-store")
+            // NGINX would keep events until a buffer is full.
+            .field("X-Accel-Buffering", b"no")
+            .endless();
+        let text = |span: Span| slice(self.arguments, span);
+        let filter = match token {
+            Some(token) => Filter::Token(token_id(text(token))),
+            None => Filter::Prefix(prefix.map_or(&b""[..], text).into()),
+        };
+        self.shared.open_stream(self.session, filter, request.last_event_id.map(text));
+    }
+
     fn list(&mut self, request: &Request) -> Result<(), Problem> {
         let Operation::List { cursor, count, pattern } = request.operation else {
             unreachable!("route gives every listing its operation")
@@ -359,10 +435,10 @@ impl<'a> Reply<'a> {
         let code = text.split(|&byte| byte == b' ').next().unwrap_or(text);
         let says = |words: &[u8]| text.windows(words.len()).any(|window| window == words);
         let status = match code {
-            b"OOM" | b"MISCONF" | b"LOADING" | b"READONLY" | b"BUSY" | b"NOREPLICAS" => 503,
+            b"OOM" | b"MISCONF" | b"LOADING" | b"STALE" | b"BUSY" | b"NOREPLICAS" => 503,
             b"NOAUTH" => 401,
             b"NOPERM" => 403,
-            b"WRONGTYPE" => 409,
+            b"WRONGTYPE" | b"READONLY" => 409,
             _ if says(b"exceeds maximum allowed size") => 413,
             _ if says(b"out of memory") => 503,
             // Incrementing what is no number, or beyond what numbers there are: the state is in the way, not the request.
@@ -394,7 +470,7 @@ fn take_bulk<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Everything but RFC 3986's unreserved characters becomes %XX.
-fn push_percent_encoded(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn push_percent_encoded(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {

@@ -171,6 +171,10 @@ pub(super) struct Head<'b, 'h> {
     pub(super) content_range: bool,
     pub(super) ttl_ms: Option<&'b [u8]>,
     pub(super) durability: Option<&'b [u8]>,
+    pub(super) token: Option<&'b [u8]>,
+    pub(super) last_event_id: Option<&'b [u8]>,
+    pub(super) lsn: Option<&'b [u8]>,
+    pub(super) wait_ms: Option<&'b [u8]>,
 }
 
 impl<'b> Head<'b, '_> {
@@ -244,6 +248,10 @@ fn digest<'b, 'h>(
         content_range: false,
         ttl_ms: None,
         durability: None,
+        token: None,
+        last_event_id: None,
+        lsn: None,
+        wait_ms: None,
     };
     let mut length: Option<u64> = None;
     let mut transfer_encoding = TransferEncoding::Absent;
@@ -278,6 +286,12 @@ fn digest<'b, 'h>(
             16 if is(field, "content-encoding") => head.content_encoding = Some(value),
             17 if is(field, "transfer-encoding") => transfer_encoding.add(value),
             17 if is(field, "x-millrace-ttl-ms") => set_once(&mut head.ttl_ms, value, "X-Millrace-TTL-Ms")?,
+            16 if is(field, "x-millrace-token") => set_once(&mut head.token, value, "X-Millrace-Token")?,
+            13 if is(field, "last-event-id") => set_once(&mut head.last_event_id, value, "Last-Event-ID")?,
+            14 if is(field, "x-millrace-lsn") => set_once(&mut head.lsn, value, "X-Millrace-LSN")?,
+            18 if is(field, "x-millrace-wait-ms") => {
+                set_once(&mut head.wait_ms, value, "X-Millrace-Wait-Ms")?
+            }
             21 if is(field, "x-millrace-durability") => {
                 set_once(&mut head.durability, value, "X-Millrace-Durability")?
             }

@@ -18,12 +18,14 @@ pub(super) struct Problem {
     pub(super) detail: Cow<'static, str>,
     /// Methods for `Allow`, with 405.
     pub(super) allow: Option<&'static str>,
+    /// Further fields.
+    pub(super) fields: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     /// A refusal for this reason.
     pub(super) fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { status, detail: detail.into(), allow: None }
+        Problem { status, detail: detail.into(), allow: None, fields: Vec::new() }
     }
 }
 
@@ -243,6 +245,12 @@ impl<'a> ResponseWriter<'a> {
         assert_eq!(self.out.len() - start, length, "a wrong length would be read as another response");
     }
 
+    /// Ends the head of a response whose content ends with the connection.
+    pub(super) fn endless(self) {
+        push_connection(self.out, Persistence::Close);
+        self.out.extend_from_slice(b"\r\n");
+    }
+
     /// Ends a 204 or 304, which has neither content nor a length.
     pub(super) fn no_content(self, persistence: Persistence) {
         push_connection(self.out, persistence);
@@ -285,6 +293,14 @@ pub(super) fn etag_text(value: &[u8]) -> [u8; 16] {
     text
 }
 
+/// Adds a field to a response that stands in `out` from `start` on: behind the date, where every response has one.
+pub(super) fn insert_field(out: &mut Vec<u8>, start: usize, name: &str, value: &[u8]) {
+    let Some(line) = memchr::memchr(b'\n', &out[start..]) else { return };
+    let at = start + line + 1 + DATE_LINE_BYTES;
+    let field = [name.as_bytes(), b": ", value, b"\r\n"].concat();
+    out.splice(at..at, field);
+}
+
 /// Answers with a problem document.
 pub(super) fn write_problem(
     out: &mut Vec<u8>,
@@ -305,6 +321,9 @@ pub(super) fn write_problem(
         415 => response = response.field("Accept-Encoding", b"identity"),
         503 => response = response.field("Retry-After", b"1"),
         _ => {}
+    }
+    for (name, value) in &problem.fields {
+        response = response.field(name, value.as_bytes());
     }
     response
         .field("Content-Type", b"application/problem+json")

@@ -16,7 +16,9 @@ use super::response::{Problem, excerpt};
 use crate::engine::Shared;
 use crate::journal::NO_LOG;
 use crate::protocol::resp::Span;
+use crate::reads::{FORM, Token, WAIT_MS_DEFAULT, WAIT_MS_MAX};
 use crate::session::{Durability, Session};
+use crate::tracking::stream::{TOKEN_BYTES_MAX, TOKENS_MAX, token_id};
 
 /// Keys one listing may ask for.
 const LIST_COUNT_MAX: u32 = 10_000;
@@ -60,8 +62,14 @@ pub(super) enum Resource {
     Key,
     /// `/v1/keys`
     Keys,
+    /// `/v1/invalidations`
+    Invalidations,
     /// `/healthz`
     Health,
+    /// `/role/primary`
+    Primary,
+    /// `/role/replica`
+    Replica,
     /// `/metrics`
     Metrics,
     /// `*`
@@ -72,7 +80,10 @@ impl Resource {
     pub(super) fn allow(self) -> &'static str {
         match self {
             Resource::Key | Resource::Server => "GET, HEAD, PUT, POST, DELETE, OPTIONS",
-            Resource::Keys | Resource::Health | Resource::Metrics => "GET, HEAD, OPTIONS",
+            Resource::Invalidations => "GET, OPTIONS",
+            Resource::Keys | Resource::Health | Resource::Primary | Resource::Replica | Resource::Metrics => {
+                "GET, HEAD, OPTIONS"
+            }
         }
     }
 }
@@ -94,6 +105,15 @@ pub(super) enum Operation {
     IncrementFloat(Span),
     Append,
     List { cursor: u64, count: u32, pattern: Option<Span> },
+    Stream { prefix: Option<Span>, token: Option<Span> },
+}
+
+/// The least that the data must have for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AtLeast {
+    pub(super) token: Token,
+    /// How long it may wait for that; 0: not at all, or no longer.
+    pub(super) wait_ms: u64,
 }
 
 /// A request that was understood and allowed. Spans are into the argument buffer.
@@ -105,8 +125,14 @@ pub(super) struct Request {
     pub(super) key: Span,
     pub(super) if_match: Option<Span>,
     pub(super) if_none_match: Option<Span>,
+    /// What is read is of interest to the stream with this token.
+    pub(super) token: Option<Span>,
+    /// How far a stream has come.
+    pub(super) last_event_id: Option<Span>,
     /// What the response is to promise; `None`: what the server's setting says.
     pub(super) durability: Option<Durability>,
+    /// What the data must have.
+    pub(super) at_least: Option<AtLeast>,
     /// Where the body begins: behind everything the head put into the buffer.
     pub(super) body_start: usize,
 }
@@ -137,13 +163,18 @@ pub(super) fn route(
     };
     let resource = match path {
         "/healthz" => Some(Resource::Health),
+        "/role/primary" => Some(Resource::Primary),
+        "/role/replica" => Some(Resource::Replica),
         "/metrics" => Some(Resource::Metrics),
         "/v1/keys" => Some(Resource::Keys),
+        "/v1/invalidations" => Some(Resource::Invalidations),
         "*" => Some(Resource::Server),
         _ if path.starts_with("/v1/keys/") => Some(Resource::Key),
         _ => None,
     };
-    if resource != Some(Resource::Health) {
+    // What watches the server has no password, and calls it by any name.
+    let is_public = [Resource::Health, Resource::Primary, Resource::Replica].map(Some).contains(&resource);
+    if !is_public {
         check_host(shared, session, head.host)?;
         authenticate(shared, session, head.authorization)?;
     }
@@ -163,13 +194,18 @@ pub(super) fn route(
         return Err(Problem::new(
             404,
             format!(
-                "Nothing is at \"{}\". Try /v1/keys/{{key}}, /v1/keys?cursor=0, /metrics or /healthz.",
+                "Nothing is at \"{}\". Try /v1/keys/{{key}}, /v1/keys?cursor=0, /metrics, /healthz or /role/primary.",
                 excerpt(path.as_bytes())
             ),
         ));
     };
     let allowed = resource.allow();
-    if resource != Resource::Key && method.changes_state() {
+    let is_refused = match resource {
+        Resource::Key => false,
+        Resource::Invalidations => method.changes_state() || method == Method::Head,
+        _ => method.changes_state(),
+    };
+    if is_refused {
         return Err(Problem {
             allow: Some(allowed),
             ..Problem::new(405, format!("{} is not possible here. Allowed: {allowed}.", head.method))
@@ -185,7 +221,10 @@ pub(super) fn route(
         key: Span::default(),
         if_match: None,
         if_none_match: None,
+        token: None,
+        last_event_id: None,
         durability: parse_durability(shared, head.durability)?,
+        at_least: parse_at_least(head)?.filter(|_| matches!(resource, Resource::Key | Resource::Keys)),
         body_start: 0,
     };
     if resource == Resource::Key {
@@ -203,8 +242,46 @@ pub(super) fn route(
     if head.if_none_match {
         request.if_none_match = Some(push_condition(arguments, head, "if-none-match")?);
     }
+    if let Some(token) = head.token.filter(|_| resource == Resource::Key) {
+        check_token_length(token)?;
+        request.token = Some(push(arguments, token));
+    }
+    if let Operation::Stream { prefix, token } = request.operation {
+        if prefix.is_some() && token.is_some() {
+            return Err(Problem::new(400, "Give prefix or token, not both: a token names keys one by one."));
+        }
+        if let Some(token) = token {
+            check_token_length(slice(arguments, token))?;
+            if !shared.has_room_for_token(token_id(slice(arguments, token))) {
+                return Err(Problem::new(
+                    503,
+                    format!(
+                        "There are {TOKENS_MAX} tokens already. One is forgotten a minute after its stream has ended."
+                    ),
+                ));
+            }
+        }
+        request.last_event_id = head.last_event_id.map(|id| push(arguments, id));
+    }
     request.body_start = arguments.len();
     Ok(request)
+}
+
+/// Adds a text to the arguments.
+fn push(arguments: &mut Vec<u8>, text: &[u8]) -> Span {
+    let start = arguments.len();
+    arguments.extend_from_slice(text);
+    Span { start: start as u32, len: text.len() as u32 }
+}
+
+fn check_token_length(token: &[u8]) -> Result<(), Problem> {
+    match token.len() {
+        1..=TOKEN_BYTES_MAX => Ok(()),
+        length => Err(Problem::new(
+            400,
+            format!("A token is 1 to {TOKEN_BYTES_MAX} bytes that nobody else would choose; found {length}."),
+        )),
+    }
 }
 
 /// X-Millrace-Durability: a class by its word, of those the server can promise.
@@ -221,6 +298,30 @@ fn parse_durability(shared: &Shared, word: Option<&[u8]>) -> Result<Option<Durab
         return Err(Problem::new(409, format!("X-Millrace-Durability: {name} needs a log: {NO_LOG}.")));
     }
     Ok(Some(class))
+}
+
+/// X-Millrace-LSN and X-Millrace-Wait-Ms.
+fn parse_at_least(head: &Head<'_, '_>) -> Result<Option<AtLeast>, Problem> {
+    let wait_ms = match head.wait_ms {
+        None => WAIT_MS_DEFAULT,
+        Some(text) => parse_decimal(text).filter(|&wait_ms| wait_ms <= WAIT_MS_MAX).ok_or_else(|| {
+            let found = excerpt(text);
+            let text =
+                format!("X-Millrace-Wait-Ms must be a whole number up to {WAIT_MS_MAX}; found \"{found}\".");
+            Problem::new(400, text)
+        })?,
+    };
+    let Some(text) = head.lsn else { return Ok(None) };
+    match Token::parse(text) {
+        Some(token) => Ok(Some(AtLeast { token, wait_ms })),
+        None => Err(Problem::new(
+            400,
+            format!(
+                "X-Millrace-LSN must be what the answer to a write said, {FORM}; found \"{}\".",
+                excerpt(text)
+            ),
+        )),
+    }
 }
 
 /// A body that is to be kept must say where it ends and be the value itself.
@@ -260,6 +361,7 @@ fn parse_operation(
         (Resource::Key, Method::Put) => &["ttl", "ttl_ms", "keepttl"],
         (Resource::Key, Method::Post) => &["op", "by"],
         (Resource::Keys, _) => &["cursor", "count", "match"],
+        (Resource::Invalidations, _) => &["prefix", "token"],
         _ => &[],
     };
     if query.is_empty() && expected.is_empty() {
@@ -381,6 +483,7 @@ fn parse_operation(
                 pattern,
             })
         }
+        (Resource::Invalidations, _) => Ok(Operation::Stream { prefix: values[0], token: values[1] }),
         _ => Ok(Operation::Plain),
     }
 }

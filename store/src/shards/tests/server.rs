@@ -52,7 +52,7 @@ fn clients_are_listed_and_killed_on_every_shard() {
     assert!(server.say(a, format!("CLIENT LIST ID {id}\r\n")).contains("name=second "));
     assert_eq!(
         server.say(a, format!("CLIENT TRACKING ON REDIRECT {id}\r\nCLIENT TRACKING ON REDIRECT 999\r\n")),
-        "-ERR CLIENT TRACKING is not supported by this version of Millrace\r\n\
+        "+OK\r\n\
          -ERR The client ID you want redirect to does not exist\r\n"
     );
     assert_eq!(server.say(a, format!("CLIENT KILL ID {id}\r\nCLIENT KILL ID {id}\r\n")), ":1\r\n:0\r\n");
@@ -333,4 +333,54 @@ fn a_shard_below_its_share_neither_evicts_nor_refuses_for_the_others() {
         }
     }
     assert!(everywhere(&server) <= LIMIT, "{} bytes", everywhere(&server));
+}
+
+/// It was the sum of what each shard ever had, at whatever time: twice as much as there ever was, here.
+#[test]
+fn the_most_memory_is_that_of_one_moment() {
+    let (mut server, [a, ..]) = Server::three();
+    let value = bulk(&"x".repeat(4 << 20));
+    let before = field(&server.say(a, "INFO memory\r\n"), "used_memory");
+    for shard in 0..3 {
+        let key = on(shard, "k");
+        server.say(a, format!("*3\r\n$3\r\nSET\r\n{}{value}", bulk(&key)));
+        // Long enough that somebody looks.
+        server.now.monotonic.0 += 1_000_000_000;
+        server.run();
+        server.say(a, format!("DEL {key}\r\n"));
+        server.now.monotonic.0 += 1_000_000_000;
+        server.run();
+    }
+    let info = server.say(a, "INFO memory\r\n");
+    let (peak, now) = (field(&info, "used_memory_peak"), field(&info, "used_memory"));
+    assert!(now < before + (2 << 20), "{now} bytes are left, {before} before");
+    assert!((4 << 20..7 << 20).contains(&(peak - before)), "{peak} at most, {before} before");
+    server.say(a, "CONFIG RESETSTAT\r\n");
+    let info = server.say(a, "INFO memory\r\n");
+    assert!(field(&info, "used_memory_peak") < before + (2 << 20));
+}
+
+/// As Redis': an estimate. Of keys of one length of life it is exact, of several about right; without any it is 0.
+#[test]
+fn the_mean_time_to_live_is_estimated() {
+    let (mut server, [a, ..]) = Server::three();
+    let estimate = |server: &mut Server| field(&server.say(a, "INFO keyspace\r\n"), "avg_ttl");
+    let many = |from: usize, to: usize, seconds: usize| -> String {
+        (from..to).map(|at| format!("SET key:{at} 1 EX {seconds}\r\n")).collect()
+    };
+    server.say(a, "SET eternal 1\r\n");
+    assert_eq!(estimate(&mut server), 0);
+    server.say(a, many(0, 300, 100));
+    let first = estimate(&mut server);
+    assert!((99_000..=100_000).contains(&first), "{first}");
+    server.say(a, many(300, 600, 10_000));
+    let both = estimate(&mut server);
+    assert!((4_000_000..6_000_000).contains(&both), "{both} of 100 and 10,000 seconds");
+    server.now.unix_us += 50_000_000;
+    server.now.monotonic.0 += 50_000_000_000;
+    server.run();
+    let later = estimate(&mut server);
+    assert!((both - 51_000..both - 49_000).contains(&later), "{later} fifty seconds after {both}");
+    server.say(a, (0..600).map(|at| format!("PERSIST key:{at}\r\n")).collect::<String>());
+    assert_eq!(estimate(&mut server), 0);
 }
