@@ -1,9 +1,17 @@
 //! The command line: flags into plans. Names follow memtier_benchmark where the meaning is the same.
 
 use crate::audit::plan::AuditArgs;
+use crate::caching::CachingArgs;
+use crate::calibrate::CalibrateArgs;
 use crate::client::{Load, Plan, Stop};
+use crate::presets::{self, Preset};
+use crate::replay::ReplayArgs;
+use crate::report::overlay::ReportArgs;
 use crate::schedule::Arrival;
-use crate::worker::Io;
+use crate::sweep::{KneeArgs, SweepArgs};
+use crate::worker::{Io, Spin};
+use crate::workload::keys::KeyDistribution;
+use crate::workload::sizes::{KeySizes, TtlMix, ValueSizes};
 use crate::workload::{Protocol, WorkloadOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reactor::server::event::Target;
@@ -18,7 +26,7 @@ use std::time::Duration;
 ///
 /// Exit code: 0 the run is VALID or SUSPECT (the demonstration: it was carried out), 1 it failed or is INVALID, 2 wrong usage.
 #[derive(Debug, Parser)]
-#[command(name = "loadgen", version, args_conflicts_with_subcommands = true)]
+#[command(name = "loadgen", version, args_conflicts_with_subcommands = true, args_override_self = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -28,6 +36,13 @@ pub struct Cli {
     pub demo: DemoArgs,
 }
 
+impl Cli {
+    /// Reads a command line, the program's name first.
+    pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(presets::expand(arguments))
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -35,10 +50,30 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Measure several servers in turn, A B A B, each started fresh, and compare them.
     Compare(Box<CompareArgs>),
+    /// Caches in clients that the server keeps true: how soon they hear of a write, and what they are worth.
+    Caching(Box<CachingArgs>),
     /// Kill a server in the middle of writes, again and again, and look whether all that it acknowledged survives.
     ///
     /// Exit code: 0 nothing was lost or invented, 1 something was, or not all was carried out, 2 wrong usage.
     Audit(Box<AuditArgs>),
+    /// Latency against offered rate: an open loop at one rate after the other.
+    ///
+    /// Exit code: 0 it was carried out, 1 it was not, or no run of it is to be believed, 2 wrong usage.
+    Sweep(Box<SweepArgs>),
+    /// The highest rate that keeps an objective such as p99<1ms, repeated there, and looked at on the way down.
+    ///
+    /// Exit code: 0 there is one, 1 there is none, or the search failed, 2 wrong usage.
+    Knee(Box<KneeArgs>),
+    /// Reports side by side, their curves over each other.
+    Report(ReportArgs),
+    /// Carry the command line of a report out again, and lay both reports side by side.
+    ///
+    /// Exit code: that of the command repeated.
+    Replay(ReplayArgs),
+    /// Hold this tool against a server with known delays, stalls and bursts.
+    ///
+    /// Exit code: 0 every figure agrees with what was done, 1 one does not, 2 wrong usage.
+    Calibrate(CalibrateArgs),
 }
 
 /// Flags of the demonstration.
@@ -70,12 +105,40 @@ pub enum LoopKind {
     Open,
 }
 
+/// memtier_benchmark's names of protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum MemtierProtocol {
+    /// RESP2.
+    #[value(alias = "resp2")]
+    Redis,
+    /// RESP3.
+    Resp3,
+    /// memcached's text protocol.
+    MemcacheText,
+}
+
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// resp://HOST:PORT, unix:///PATH (RESP), or http://HOST:PORT[/PATH].
-    #[arg(long, value_name = "URL")]
-    pub target: String,
+    /// resp://HOST:PORT, unix:///PATH (RESP), http://HOST:PORT[/PATH] or memcache://HOST:PORT.
+    #[arg(long, value_name = "URL", required_unless_present_any = ["server", "port", "unix_socket"])]
+    pub target: Option<String>,
+    /// A host in place of --target, as memtier_benchmark has it.
+    #[arg(long, short = 's', visible_alias = "host", value_name = "HOST", conflicts_with = "target")]
+    pub server: Option<String>,
+    /// Its port; 6379 if not given.
+    #[arg(long, short = 'p', value_name = "PORT", conflicts_with = "target")]
+    pub port: Option<u16>,
+    /// An AF_UNIX socket in place of --target.
+    #[arg(long, short = 'S', value_name = "PATH", conflicts_with_all = ["target", "server", "port"])]
+    pub unix_socket: Option<PathBuf>,
+    /// What is spoken at --server.
+    #[arg(long, short = 'P', value_enum, conflicts_with = "target")]
+    pub protocol: Option<MemtierProtocol>,
+    /// A workload with a name; flags beside it overrule its own.
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
     /// Connections.
     #[arg(long, short = 'c', visible_alias = "clients", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub connections: u32,
@@ -103,8 +166,9 @@ pub struct RunArgs {
     /// Requests a second over all connections (open loop).
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
-    /// Distribution of the gaps between arrivals (open loop).
-    #[arg(long, value_enum, default_value = "poisson")]
+    /// Process that arrivals follow (open loop): poisson, constant, pareto or pareto:SHAPE, etc, onoff:ON/OFF, ramp:RATE/TIME
+    /// from --rate on, or trace:FILE of times in seconds, one a line. The last and etc have a rate of their own.
+    #[arg(long, default_value = "poisson", value_name = "PROCESS")]
     pub arrival: Arrival,
     /// SETs and GETs in one cycle.
     #[arg(long, default_value = "1:10", value_parser = parse_ratio, value_name = "SET:GET")]
@@ -112,30 +176,49 @@ pub struct RunArgs {
     /// Number of keys.
     #[arg(long, short = 'r', visible_alias = "key-maximum", default_value_t = 100_000, value_name = "N")]
     pub keys: u64,
-    /// Bytes of a key.
-    #[arg(long, default_value_t = 16, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1..))]
-    pub key_size: u16,
+    /// Bytes of a key: a number, a range such as 16-40, or etc. It follows from the key and the seed.
+    #[arg(long, default_value = "16", value_name = "BYTES")]
+    pub key_size: KeySizes,
     /// What keys begin with.
     #[arg(long, default_value = "key:", value_name = "TEXT")]
     pub key_prefix: String,
-    /// Bytes of a value.
-    #[arg(long, short = 'd', visible_alias = "data-size", default_value_t = 64, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=64 << 20))]
-    pub value_size: u32,
-    /// Draw keys from a Zipf distribution with this exponent in place of a uniform one.
-    #[arg(long, value_name = "THETA")]
+    /// Bytes of a value: a number, a range such as 32-512, or etc. A key's size follows from the key and the seed.
+    #[arg(long, short = 'd', visible_aliases = ["data-size", "data-size-range"], default_value = "64", value_name = "BYTES")]
+    pub value_size: ValueSizes,
+    /// How long values live: times with weights, such as none:8,60s:1,1h:1.
+    #[arg(long, default_value = "", value_name = "MIX")]
+    pub ttl: TtlMix,
+    /// uniform, zipf or zipf:THETA, hotspot:KEYS/REQUESTS, sequential or gaussian or gaussian:DEVIATION.
+    #[arg(long, default_value = "uniform", value_name = "DISTRIBUTION")]
+    pub key_distribution: KeyDistribution,
+    /// The same as --key-distribution zipf:THETA.
+    #[arg(long, visible_alias = "key-zipf-exp", value_name = "THETA")]
     pub theta: Option<f64>,
+    /// memtier_benchmark's names of distributions: R:R, G:G, S:S and Z:Z. Both sides must be the same here.
+    #[arg(long, value_name = "PATTERN", value_parser = parse_key_pattern)]
+    pub key_pattern: Option<KeyDistribution>,
     /// Seed of arrivals, keys and values.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Stay on this core.
-    #[arg(long, value_name = "CORE")]
-    pub pin: Option<usize>,
+    /// Threads of the generator. They share connections and rate, and draw the arrivals of one schedule in turn; their
+    /// histograms are merged in the end.
+    #[arg(long, short = 't', default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: u32,
+    /// Stay on this core; of several threads, one core for each, such as 1,2.
+    #[arg(long, value_name = "CORE,…", value_delimiter = ',')]
+    pub pin: Vec<usize>,
+    /// How events are awaited: asleep until shortly before an arrival (auto), always asleep, or always awake.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub spin: Spin,
     /// The driver.
     #[arg(long, value_enum, default_value = "io_uring")]
     pub io: Io,
     /// Read the server's CPU time from this process.
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
+    /// Count the system calls of --server-pid, where the machine allows it.
+    #[arg(long, requires = "server_pid")]
+    pub syscalls: bool,
     /// Set every key once before.
     #[arg(long)]
     pub prefill: bool,
@@ -145,9 +228,18 @@ pub struct RunArgs {
     /// RESP version.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub resp: u8,
-    /// A command in place of SET and GET; __key__ and __data__ are filled in.
+    /// A command in place of SET and GET; __key__ and __data__ are filled in. Several take turns.
     #[arg(long, value_name = "TEMPLATE")]
-    pub command: Option<String>,
+    pub command: Vec<String>,
+    /// How many of each --command in one cycle, in their order.
+    #[arg(long, value_name = "N", requires = "command")]
+    pub command_ratio: Vec<u32>,
+    /// Open no more connections a second than that, before the load begins and whenever one is opened again.
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    pub connect_rate: Option<f64>,
+    /// Close a connection after so many requests and open another.
+    #[arg(long, visible_alias = "reconnect-interval", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub requests_per_connection: Option<u64>,
     /// Path of HTTP requests; {key} is filled in.
     #[arg(long, default_value = "/v1/keys/{key}", value_name = "PATH")]
     pub http_path: String,
@@ -160,6 +252,12 @@ pub struct RunArgs {
     /// Write the report as one HTML page.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write a line of figures for each run, as CSV.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write whole histograms: PREFIX.hlog (HdrHistogram V2) and PREFIX.response.hgrm, .service.hgrm, .lateness.hgrm.
+    #[arg(long, value_name = "PREFIX")]
+    pub hdr_file_prefix: Option<PathBuf>,
 }
 
 /// Flags of `compare`.
@@ -169,9 +267,14 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub cases: Option<PathBuf>,
     /// Only these targets, by name. Without --cases: millrace, millrace-epoll, millrace-unix, redis, valkey, kevy,
-    /// null, nginx, millrace-http.
+    /// dragonfly, pogocache, memcached, null, nginx, millrace-http, paced, and each of them driven by another tool, such as
+    /// redis-by-memtier.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     pub targets: Vec<String>,
+    /// The same server driven by each of these in turn, in place of several servers: loadgen, redis-benchmark,
+    /// valkey-benchmark, memtier, wrk, k6, bare. Without --cases: those of results/cases/tools.toml.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    pub tools: Vec<String>,
     /// Only cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
@@ -193,12 +296,19 @@ pub struct CompareArgs {
     /// Core of the servers; else the first of the affinity mask.
     #[arg(long, value_name = "CORE")]
     pub server_core: Option<usize>,
-    /// Core of the generator; else the second of the affinity mask.
-    #[arg(long, value_name = "CORE")]
-    pub generator_core: Option<usize>,
+    /// Core of the generator; of several threads one for each, such as 1,2. Else the second of the affinity mask, or
+    /// wherever there is room.
+    #[arg(long, value_name = "CORE,…", value_delimiter = ',')]
+    pub generator_core: Vec<usize>,
+    /// Threads of the generator. They share connections and rate; their histograms are merged.
+    #[arg(long, short = 't', default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: u32,
     /// The generator's driver.
     #[arg(long, value_enum, default_value = "io_uring")]
     pub io: Io,
+    /// Count the servers' system calls, where the machine allows it; each costs them a little.
+    #[arg(long)]
+    pub syscalls: bool,
     /// Where the report is written.
     #[arg(long, default_value = "results", value_name = "DIR")]
     pub results: PathBuf,
@@ -222,7 +332,7 @@ pub struct ParsedTarget {
 
 /// Reads a target.
 pub fn parse_target(text: &str) -> Result<ParsedTarget, String> {
-    let usage = "a target is resp://HOST:PORT, unix:///PATH or http://HOST:PORT";
+    let usage = "a target is resp://HOST:PORT, unix:///PATH, http://HOST:PORT or memcache://HOST:PORT";
     let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("\"{text}\": {usage}"))?;
     let tcp = |host: &str| -> Result<Target, String> {
         let mut addresses = host
@@ -234,6 +344,15 @@ pub fn parse_target(text: &str) -> Result<ParsedTarget, String> {
         "resp" | "redis" => {
             let host = rest.trim_end_matches('/');
             Ok(ParsedTarget { address: tcp(host)?, protocol: Protocol::Resp, host: host.into(), path: None })
+        }
+        "memcache" => {
+            let host = rest.trim_end_matches('/');
+            Ok(ParsedTarget {
+                address: tcp(host)?,
+                protocol: Protocol::Memcache,
+                host: host.into(),
+                path: None,
+            })
         }
         "unix" if rest.starts_with('/') => Ok(ParsedTarget {
             address: Target::Unix(rest.into()),
@@ -271,7 +390,24 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "out of range".into())
 }
 
-fn parse_ratio(text: &str) -> Result<(u32, u32), String> {
+fn parse_key_pattern(text: &str) -> Result<KeyDistribution, String> {
+    let (sets, gets) = text.split_once(':').ok_or("a pattern looks like R:R")?;
+    if sets != gets {
+        return Err(format!(
+            "\"{text}\": SETs and GETs draw from one distribution here, so both sides must be the same"
+        ));
+    }
+    match sets {
+        "R" => Ok(KeyDistribution::Uniform),
+        "S" => Ok(KeyDistribution::Sequential),
+        "G" => "gaussian".parse(),
+        "Z" => "zipf".parse(),
+        _ => Err("a pattern is R:R (uniform), G:G (gaussian), S:S (sequential) or Z:Z (zipf)".into()),
+    }
+}
+
+/// Reads `1:10`.
+pub fn parse_ratio(text: &str) -> Result<(u32, u32), String> {
     let (sets, gets) = text.split_once(':').ok_or("a ratio looks like 1:10")?;
     let number = |part: &str| part.parse::<u32>().map_err(|_| "a ratio looks like 1:10".to_string());
     match (number(sets)?, number(gets)?) {
@@ -280,7 +416,8 @@ fn parse_ratio(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
+/// Reads a number of requests a second.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "a rate is a number of requests a second".to_string())?;
     if (0.001..=1e9).contains(&rate) { Ok(rate) } else { Err("a rate lies between 0.001 and 1e9".into()) }
 }
@@ -291,10 +428,61 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 impl RunArgs {
+    /// How to wait: on one core spinning would take the server's time.
+    pub fn spin(&self) -> Spin {
+        match self.spin {
+            Spin::Auto if reactor::cpu::allowed_cores().len() < 2 => Spin::Never,
+            spin => spin,
+        }
+    }
+
+    /// Where the run goes to, whichever flags say it.
+    fn target_text(&self) -> String {
+        if let Some(path) = &self.unix_socket {
+            return format!("unix://{}", path.display());
+        }
+        match &self.target {
+            Some(target) => target.clone(),
+            None => {
+                let scheme = match self.protocol {
+                    Some(MemtierProtocol::MemcacheText) => "memcache",
+                    _ => "resp",
+                };
+                let host = self.server.as_deref().unwrap_or("127.0.0.1");
+                format!("{scheme}://{host}:{}", self.port.unwrap_or(6379))
+            }
+        }
+    }
+
+    fn keys_drawn(&self) -> Result<KeyDistribution, String> {
+        // memtier_benchmark's exponent belongs to its pattern Z:Z.
+        let zipf = |theta: f64| format!("zipf:{theta}").parse::<KeyDistribution>();
+        match (self.theta, self.key_pattern, self.key_distribution) {
+            (Some(theta), None | Some(KeyDistribution::Zipf { .. }), KeyDistribution::Uniform) => zipf(theta),
+            (Some(_), ..) => {
+                Err("--theta is the exponent of a Zipf distribution: no other can be asked for beside it"
+                    .into())
+            }
+            (None, Some(pattern), KeyDistribution::Uniform) => Ok(pattern),
+            (None, Some(_), _) => Err("--key-pattern and --key-distribution say the same: give one".into()),
+            (None, None, distribution) => Ok(distribution),
+        }
+    }
+
+    fn commands(&self) -> Result<Vec<(String, u32)>, String> {
+        if self.command_ratio.is_empty() {
+            return Ok(self.command.iter().map(|command| (command.clone(), 1)).collect());
+        }
+        if self.command_ratio.len() != self.command.len() {
+            return Err("--command-ratio is given once for each --command, or not at all".into());
+        }
+        Ok(self.command.iter().cloned().zip(self.command_ratio.iter().copied()).collect())
+    }
+
     /// The plan these flags describe; `Err` is a usage error.
     pub fn plan(&self) -> Result<Plan, String> {
-        let target = parse_target(&self.target)?;
-        let load = match (self.loop_kind, self.rate) {
+        let rate = self.rate.or(self.arrival.own_rate().filter(|_| self.loop_kind == LoopKind::Open));
+        let load = match (self.loop_kind, rate) {
             (LoopKind::Closed, None) => Load::Closed { pipeline: self.pipeline },
             (LoopKind::Closed, Some(_)) => {
                 return Err("--rate belongs to the open loop: add --loop open".into());
@@ -302,11 +490,17 @@ impl RunArgs {
             (LoopKind::Open, None) => {
                 return Err("--loop open needs --rate, the requests offered a second".into());
             }
-            (LoopKind::Open, Some(_)) if self.pipeline > 1 => {
-                return Err("--pipeline belongs to the closed loop: an open loop sends what is due".into());
-            }
-            (LoopKind::Open, Some(rate)) => Load::Open { rate, arrival: self.arrival },
+            (LoopKind::Open, Some(rate)) => Load::Open { rate, arrival: self.arrival.clone() },
         };
+        self.plan_with(load)
+    }
+
+    /// The same with another load.
+    pub fn plan_with(&self, load: Load) -> Result<Plan, String> {
+        let target = parse_target(&self.target_text())?;
+        if matches!(load, Load::Open { .. }) && self.pipeline > 1 {
+            return Err("--pipeline belongs to the closed loop: an open loop sends what is due".into());
+        }
         let password = match &self.password_env {
             Some(name) => Some(
                 std::env::var(name).map_err(|_| format!("--password-env: the variable {name} is not set"))?,
@@ -323,20 +517,29 @@ impl RunArgs {
         }
         let workload = WorkloadOptions {
             protocol: target.protocol,
-            resp_version: self.resp,
+            resp_version: match self.protocol {
+                Some(MemtierProtocol::Resp3) => 3,
+                _ => self.resp,
+            },
             sets: self.ratio.0,
             gets: self.ratio.1,
             keys: self.keys,
-            key_bytes: usize::from(self.key_size),
+            key_bytes: match self.key_size {
+                KeySizes::Fixed(bytes) => usize::from(bytes),
+                sizes => usize::from(sizes.span(0).1),
+            },
+            key_sizes: Some(self.key_size).filter(|sizes| !matches!(sizes, KeySizes::Fixed(_))),
             key_prefix: self.key_prefix.clone(),
-            value_bytes: self.value_size as usize,
-            theta: self.theta,
-            command: self.command.clone(),
+            key_distribution: self.keys_drawn()?,
+            value_bytes: self.value_size,
+            ttls: self.ttl.clone(),
+            commands: self.commands()?,
             http_path: target.path.unwrap_or_else(|| self.http_path.clone()),
             http_host: target.host,
             verify: self.verify,
             password,
             seed: self.seed,
+            ..WorkloadOptions::default()
         };
         // Flags that contradict each other are a usage error now, not a failure later.
         crate::workload::Workload::new(&workload).map_err(|error| error.0)?;
@@ -354,6 +557,8 @@ impl RunArgs {
             drain_ns: self.drain.as_nanos() as u64,
             timeout_ns: self.timeout.as_nanos() as u64,
             interval_ns: interval_ns(self.requests.map_or(self.duration, |_| Duration::from_secs(10))),
+            connects_per_s: self.connect_rate,
+            requests_per_connection: self.requests_per_connection,
         })
     }
 }
@@ -435,9 +640,50 @@ mod tests {
         .concat();
         let plan = plan(&flags).expect("valid");
         assert_eq!((plan.connections, plan.load), (10, Load::Closed { pipeline: 4 }));
-        assert_eq!((plan.workload.keys, plan.workload.value_bytes), (500, 32));
+        assert_eq!((plan.workload.keys, plan.workload.value_bytes), (500, ValueSizes::Fixed(32)));
         assert_eq!((plan.workload.sets, plan.workload.gets), (1, 0));
         assert_eq!(plan.stop, Stop::After(3_000_000_000));
+    }
+
+    #[test]
+    fn more_of_memtiers_names() {
+        let read = |line: &str| plan(&line.split(' ').collect::<Vec<_>>());
+        let one = read("-s 127.0.0.1 -p 7000 -P memcache_text --data-size-range 32-64 --key-pattern G:G")
+            .expect("valid");
+        assert_eq!(one.target, Target::Tcp("127.0.0.1:7000".parse().expect("an address")));
+        assert_eq!(
+            (one.workload.protocol, one.workload.value_bytes),
+            (Protocol::Memcache, ValueSizes::Range(32, 64))
+        );
+        assert!(matches!(one.workload.key_distribution, KeyDistribution::Gaussian { .. }));
+        let two = read("-S /run/x --key-pattern Z:Z --key-zipf-exp 1.2 --reconnect-interval 50 -P resp3")
+            .expect("valid");
+        assert_eq!((two.target, two.workload.resp_version), (Target::Unix("/run/x".into()), 3));
+        assert_eq!(two.workload.key_distribution, KeyDistribution::Zipf { theta: 1.2 });
+        assert_eq!(two.requests_per_connection, Some(50));
+        let three = plan(&[
+            "-p",
+            "1",
+            "--command",
+            "SET __key__ __data__",
+            "--command-ratio",
+            "2",
+            "--command",
+            "PING",
+            "--command-ratio",
+            "1",
+        ]);
+        let commands = three.expect("valid").workload.commands;
+        assert_eq!(commands, [("SET __key__ __data__".to_string(), 2), ("PING".to_string(), 1)]);
+        assert!(read("-p 1 --key-pattern R:S").expect_err("must be refused").contains("one distribution"));
+        assert!(
+            read("-p 1 --theta 1 --key-distribution sequential")
+                .expect_err("must be refused")
+                .contains("--theta")
+        );
+        assert!(read("-p 1 --target resp://127.0.0.1:2").expect_err("must be refused").contains("--target"));
+        let uneven = plan(&["-p", "1", "--command", "A", "--command", "B", "--command-ratio", "1"]);
+        assert!(uneven.expect_err("must be refused").contains("--command-ratio"));
     }
 
     #[test]

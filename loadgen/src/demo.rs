@@ -10,8 +10,8 @@ use crate::report::{Placement, Report, RunReport, table};
 use crate::run::{failed, measure};
 use crate::schedule::Arrival;
 use crate::system::Manifest;
-use crate::worker::{Io, WorkerOptions};
-use crate::workload::{Protocol, WorkloadOptions};
+use crate::worker::{Io, Spin, WorkerOptions};
+use crate::workload::WorkloadOptions;
 use reactor::io::stop::StopSignal;
 use reactor::server::event::Target;
 use reactor::{RunningServer, Server};
@@ -24,6 +24,9 @@ const KEYS: u64 = 100_000;
 
 /// Runs the demonstration.
 pub fn command(arguments: &DemoArgs, stop: &StopSignal) -> ExitCode {
+    if let Err(error) = crate::report::check_writable(&arguments.results.join("report.json")) {
+        return failed(&error);
+    }
     let manifest = Manifest::read();
     let cores = &manifest.cores;
     let placement = match cores[..] {
@@ -121,9 +124,11 @@ fn worker_options(arguments: &DemoArgs, server: &RunningServer, placement: Place
     WorkerOptions {
         io: arguments.io,
         pin: placement.generator_core,
-        spin: placement.generator_core.is_some(),
+        spin: if placement.generator_core.is_some() { Spin::Auto } else { Spin::Never },
         server_cpu: Some(Box::new(move || Some(clock.read().as_nanos() as u64))),
+        server_counters: None,
         server_is_embedded: true,
+        others: Vec::new(),
     }
 }
 
@@ -131,21 +136,11 @@ fn plan(arguments: &DemoArgs, address: std::net::SocketAddr, load: Load, prefill
     Plan {
         target: Target::Tcp(address),
         workload: WorkloadOptions {
-            protocol: Protocol::Resp,
-            resp_version: 2,
-            sets: 1,
-            gets: 10,
             keys: KEYS,
-            key_bytes: 16,
-            key_prefix: "key:".into(),
-            value_bytes: 64,
-            theta: None,
-            command: None,
-            http_path: "/v1/keys/{key}".into(),
             http_host: address.to_string(),
             verify: true,
-            password: None,
             seed: arguments.seed,
+            ..WorkloadOptions::default()
         },
         connections: CONNECTIONS,
         load,
@@ -155,5 +150,7 @@ fn plan(arguments: &DemoArgs, address: std::net::SocketAddr, load: Load, prefill
         drain_ns: Duration::from_secs(1).as_nanos() as u64,
         timeout_ns: Duration::from_secs(10).as_nanos() as u64,
         interval_ns: interval_ns(arguments.duration),
+        connects_per_s: None,
+        requests_per_connection: None,
     }
 }

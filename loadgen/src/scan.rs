@@ -8,6 +8,9 @@
 //!
 //! It never buffers payload bytes (samples apart) and never trusts a length: nothing is allocated by it.
 
+mod memcache;
+
+pub use memcache::{MemcacheScanner, is_memcache_error};
 use memchr::memchr;
 use memchr::memmem::Finder;
 use std::fmt;
@@ -53,13 +56,15 @@ pub struct Sample {
     pub bytes: Vec<u8>,
 }
 
-/// Either protocol's scanner.
+/// Any protocol's scanner.
 #[derive(Debug)]
 pub enum Scanner {
     /// RESP2 and RESP3: the framing is the same.
     Resp(RespScanner),
     /// HTTP/1.1 responses.
     Http(Box<HttpScanner>),
+    /// Replies of memcached's text protocol.
+    Memcache(Box<MemcacheScanner>),
 }
 
 impl Scanner {
@@ -69,6 +74,7 @@ impl Scanner {
         match self {
             Scanner::Resp(scanner) => scanner.scan(bytes, tally),
             Scanner::Http(scanner) => scanner.scan(bytes, tally),
+            Scanner::Memcache(scanner) => scanner.scan(bytes, tally),
         }
     }
 
@@ -94,11 +100,12 @@ impl Scanner {
         match self {
             Scanner::Resp(scanner) => &mut scanner.notes,
             Scanner::Http(scanner) => &mut scanner.notes,
+            Scanner::Memcache(scanner) => &mut scanner.notes,
         }
     }
 }
 
-/// What both scanners keep beside their state.
+/// What all scanners keep beside their state.
 #[derive(Debug)]
 struct Notes {
     /// Replies completed since the last restart.

@@ -97,7 +97,8 @@ pub struct Probe {
 /// What is said of a target without such figures.
 const NO_FIGURES: &str = "the target has no figures by stage: it is no Millrace, or an old one";
 
-trait Stream: Read + Write {}
+/// A blocking connection, whatever it runs over.
+pub trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 impl Probe {
@@ -111,6 +112,11 @@ impl Probe {
         }
     }
 
+    /// AUTH, where there is a password.
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
+    }
+
     /// How it asks.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -118,10 +124,13 @@ impl Probe {
 
     /// Asks once; the error says why there is nothing.
     pub fn read(&self) -> Result<Reading, String> {
+        if self.protocol == Protocol::Memcache {
+            return Err(NO_FIGURES.into());
+        }
         let mut stream = self.connect().map_err(|error| format!("no figures by stage: {error}"))?;
         let answered = match self.protocol {
             Protocol::Resp => ask_resp(&mut *stream, self.password.as_deref()),
-            Protocol::Http => ask_http(&mut *stream, &self.host),
+            Protocol::Http | Protocol::Memcache => ask_http(&mut *stream, &self.host),
         };
         let text = answered.map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => NO_FIGURES.to_string(),
@@ -129,7 +138,7 @@ impl Probe {
         })?;
         let reading = match self.protocol {
             Protocol::Resp => parse_info(&text),
-            Protocol::Http => parse_metrics(&text),
+            Protocol::Http | Protocol::Memcache => parse_metrics(&text),
         };
         match reading {
             None => Err(NO_FIGURES.into()),
@@ -140,22 +149,28 @@ impl Probe {
         }
     }
 
-    fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
-        Ok(match &self.target {
-            Target::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, PATIENCE)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                Box::new(stream)
-            }
-            Target::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                Box::new(stream)
-            }
-        })
+    /// A connection of its own to the target.
+    pub fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+        connect(&self.target)
     }
+}
+
+/// A blocking connection, on which nothing takes for ever.
+pub fn connect(target: &Target) -> std::io::Result<Box<dyn Stream>> {
+    Ok(match target {
+        Target::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Box::new(stream)
+        }
+        Target::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Box::new(stream)
+        }
+    })
 }
 
 fn not_ours() -> std::io::Error {
@@ -184,7 +199,8 @@ fn ask_resp(stream: &mut dyn Stream, password: Option<&str>) -> std::io::Result<
     String::from_utf8(text).map_err(|_| not_ours())
 }
 
-fn read_line(reader: &mut impl std::io::BufRead) -> std::io::Result<String> {
+/// A line without its end, of at most 4 KiB.
+pub fn read_line(reader: &mut impl std::io::BufRead) -> std::io::Result<String> {
     let mut line = String::new();
     std::io::BufRead::read_line(&mut reader.take(4096), &mut line)?;
     Ok(line.trim_end().to_string())
@@ -341,7 +357,7 @@ impl StagesReport {
         }
         let (source, precision) = match protocol {
             Protocol::Resp => ("INFO stages", 0.125),
-            Protocol::Http => ("GET /metrics", 1.0),
+            Protocol::Http | Protocol::Memcache => ("GET /metrics", 1.0),
         };
         let left_out = after.left_out.saturating_sub(before.left_out);
         Ok(StagesReport { source, precision, sampling: after.sampling, left_out, covers, kinds })

@@ -7,16 +7,24 @@
 //! An open loop must be on time to within microseconds, which a timer that wakes a sleeping virtual core cannot
 //! do: shortly before an arrival the loop stops sleeping and spins. Turns that spin and find nothing are counted,
 //! so that "the generator was busy" means busy and not merely awake.
+//!
+//! The turn is the same for every [`Machine`]: a run's client, and the workers and trackers of `loadgen caching`.
+//! Several threads each drive a client of their own; what they brought back is merged afterwards ([`Worked::merge`]).
 
 use crate::client::{Client, Failure, Outcome, Plan, Stage};
+use crate::gate::Gate;
 use crate::histogram::Interval;
 use crate::stages::{Probe, StagesReport};
 use crate::system::{self, MachineTimes};
+use hdrhistogram::Histogram;
 use reactor::cpu;
 use reactor::io::driver::{Driver, DriverCounters};
 use reactor::io::epoll::{EpollDriver, EpollOptions};
+use reactor::io::perf::{Counted, Counter};
 use reactor::io::stop::StopSignal;
 use reactor::io::uring::{UringDriver, UringOptions};
+use reactor::server::event::{ConnectionId, Event, Operation};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -36,8 +44,69 @@ pub enum Io {
     Epoll,
 }
 
+/// How a generator waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spin {
+    /// Asleep until shortly before an arrival, then awake. Not where generator and server share a core: then asleep.
+    Auto,
+    /// Always asleep: arrivals are late by the time that waking takes.
+    Never,
+    /// Always awake: no reply waits for the generator to wake up either.
+    Always,
+}
+
+/// What a turn drives: events and time in, operations out. It performs no I/O and reads no clock.
+pub trait Machine {
+    /// Where it is. The CPU side is read where [`Stage::Measure`] begins and where it ends.
+    fn stage(&self) -> Stage;
+    /// Lets time pass; once a turn, before [`Machine::poll_operation`].
+    fn handle_time(&mut self, now: u64);
+    /// Something the driver reports.
+    fn handle(&mut self, event: Event<'_>, now: u64);
+    /// A connection that needs an id: follow with [`Machine::connect`].
+    fn poll_unconnected(&mut self, now: u64) -> Option<usize>;
+    /// Opens a connection under the id the driver reserved for it.
+    fn connect(&mut self, index: usize, id: ConnectionId);
+    /// The next operation; `now` becomes the send stamp of what it carries.
+    fn poll_operation(&mut self, now: u64) -> Option<Operation>;
+    /// How long nothing happens unless an event comes.
+    fn poll_timeout(&self, now: u64) -> u64;
+    /// When the next request of an open loop is due.
+    fn next_arrival(&self) -> Option<u64> {
+        None
+    }
+    /// What a watcher is to be told: an interval that ended.
+    fn take_interval(&mut self) -> Option<Progress> {
+        None
+    }
+    /// Share of the prefill that is done.
+    fn prefill_share(&self) -> f64 {
+        1.0
+    }
+    /// The driver itself failed.
+    fn driver_failed(&mut self, error: &std::io::Error, now: u64);
+}
+
 /// CPU time of the server, in nanoseconds, wherever it can be read.
 pub type ServerCpu = Box<dyn FnMut() -> Option<u64> + Send>;
+
+/// Cycles, instructions and system calls of the server, as far as they can be counted.
+pub type ServerCounters = Box<dyn FnMut() -> [Option<u64>; 3] + Send>;
+
+/// Counts what the process does from now on; of what cannot be counted, why.
+pub fn counters_of(pid: u32, with_system_calls: bool) -> (Option<ServerCounters>, Vec<String>) {
+    let mut why_not = Vec::new();
+    let mut open = |counted| Counter::of_process(pid, counted).map_err(|why| why_not.push(why)).ok();
+    let counters = [
+        open(Counted::Cycles),
+        open(Counted::Instructions),
+        if with_system_calls { open(Counted::SystemCalls) } else { None },
+    ];
+    let some = counters.iter().any(Option::is_some);
+    let read = move || counters.each_ref().map(|counter| counter.as_ref()?.read().ok());
+    (some.then(|| Box::new(read) as ServerCounters), why_not)
+}
 
 /// How a worker runs, beside its plan.
 pub struct WorkerOptions {
@@ -45,16 +114,20 @@ pub struct WorkerOptions {
     pub io: Io,
     /// The core to stay on.
     pub pin: Option<usize>,
-    /// Spin before arrivals. Not where generator and server share a core.
-    pub spin: bool,
+    /// How events are awaited.
+    pub spin: Spin,
     /// Reads the server's CPU time.
     pub server_cpu: Option<ServerCpu>,
+    /// Counts what the server does.
+    pub server_counters: Option<ServerCounters>,
     /// The server's threads belong to this process (the demonstration).
     pub server_is_embedded: bool,
+    /// Further threads that share the plan's connections and rate, and their cores.
+    pub others: Vec<Option<usize>>,
 }
 
 /// What a watcher is told while it runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Progress {
     /// A stage began.
     Stage(Stage),
@@ -62,6 +135,22 @@ pub enum Progress {
     Prefill(f64),
     /// An interval ended.
     Interval(Interval),
+    /// One of several threads ended its part of an interval: the watcher merges them, and works percentiles out where
+    /// no request waits for it.
+    Part(Box<IntervalPart>),
+}
+
+/// A thread's part of an interval of the timeline.
+#[derive(Clone, Debug)]
+pub struct IntervalPart {
+    /// Which interval, from 0.
+    pub number: u64,
+    /// Its beginning and end, in nanoseconds of the measurement.
+    pub span_ns: (u64, u64),
+    /// Replies that arrived in it.
+    pub completed: u64,
+    /// Their latencies.
+    pub latencies: Histogram<u64>,
 }
 
 /// The clocks of everything that burns CPU, read together.
@@ -71,6 +160,7 @@ struct Reading {
     generator_ns: u64,
     process_ns: Option<u64>,
     server_ns: Option<u64>,
+    server_counted: [Option<u64>; 3],
     machine: Option<MachineTimes>,
     counters: DriverCounters,
     spun_ns: u64,
@@ -81,12 +171,16 @@ struct Reading {
 pub struct CpuUse {
     /// The window as the readings saw it.
     pub wall_ns: u64,
-    /// The generator thread, its spinning not counted.
+    /// The generator's threads together, their spinning not counted.
     pub generator_ns: u64,
+    /// The busiest of them.
+    pub busiest_ns: u64,
     /// What it spun without finding anything.
     pub generator_spun_ns: u64,
     /// The server, where it can be read.
     pub server_ns: Option<u64>,
+    /// Cycles, instructions and system calls of the server, where they were counted.
+    pub server_counted: [Option<u64>; 3],
     /// Everything else on the machine.
     pub foreign_ns: Option<u64>,
     /// Taken by the hypervisor.
@@ -106,6 +200,8 @@ pub struct Worked {
     pub outcome: Outcome,
     /// Where the server says its time went, or why that is not known.
     pub stages: Result<StagesReport, String>,
+    /// Where the worker's clock stands at zero.
+    pub epoch: Instant,
     /// Its CPU side; zero where no measurement took place.
     pub cpu: CpuUse,
     /// The driver that was used in fact.
@@ -114,13 +210,68 @@ pub struct Worked {
     pub notes: Vec<String>,
 }
 
-/// Runs a plan on the calling thread until it is over or `stop` is raised.
+/// Runs a plan on the calling thread until it is over or `stop` is raised. Of several threads each gets its share of the
+/// plan, all the same `epoch`, and a gate at which they wait until all can begin.
 pub fn work(
     plan: Plan,
     mut options: WorkerOptions,
     progress: &Sender<Progress>,
     stop: &StopSignal,
+    epoch: Instant,
+    gate: Option<Arc<Gate>>,
 ) -> Result<Worked, Failure> {
+    let is_first = plan.workload.share.index == 0;
+    let connections = plan.connections;
+    let mut stages = StageReadings::begin(&plan, is_first);
+    let client = Client::new(plan)?.with_gate(gate);
+    let mut warm_up = || stages.warm_up();
+    let driven = drive(client, connections, &mut options, progress, stop, epoch, &mut warm_up)?;
+    let Driven { machine, cpu, io, notes } = driven;
+    Ok(Worked { epoch, outcome: machine.into_outcome(), cpu, stages: stages.end(), io, notes })
+}
+
+impl Worked {
+    /// Adds what another thread of the same generator brought back. What belongs to the machine and the server was read by
+    /// the first one.
+    pub fn merge(&mut self, other: Worked) {
+        self.outcome.merge(other.outcome);
+        self.cpu.generator_ns += other.cpu.generator_ns;
+        self.cpu.busiest_ns = self.cpu.busiest_ns.max(other.cpu.busiest_ns);
+        self.cpu.generator_spun_ns += other.cpu.generator_spun_ns;
+        self.cpu.enters += other.cpu.enters;
+        self.cpu.receives += other.cpu.receives;
+        self.cpu.sends += other.cpu.sends;
+        for note in other.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+    }
+}
+
+/// A machine that is done, and what it took.
+pub struct Driven<M> {
+    /// See there.
+    pub machine: M,
+    /// The CPU side of its measurement; zero where none took place.
+    pub cpu: CpuUse,
+    /// The driver that was used in fact.
+    pub io: Io,
+    /// Something the reader should know: a fallback, a pin that failed.
+    pub notes: Vec<String>,
+}
+
+/// Drives a machine on the calling thread until it is done or `stop` is raised. `warm_up` is called where the warm-up
+/// begins: what it takes is over before the measurement begins.
+pub fn drive<M: Machine>(
+    machine: M,
+    connections: usize,
+    options: &mut WorkerOptions,
+    progress: &Sender<Progress>,
+    stop: &StopSignal,
+    epoch: Instant,
+    warm_up: &mut dyn FnMut(),
+) -> Result<Driven<M>, Failure> {
     let mut notes = Vec::new();
     if let Some(core) = options.pin
         && let Err(error) = cpu::pin_to(core)
@@ -130,16 +281,13 @@ pub fn work(
     if !system::set_timer_slack_ns(1) {
         notes.push("the timer slack could not be lowered: sleeps may end 50 µs late".into());
     }
-    let connections = plan.connections;
-    let mut stages = StageReadings::begin(&plan);
-    let client = Client::new(plan)?;
     let io = options.io;
     if io == Io::IoUring {
         let uring = UringOptions { max_connections: connections + 8, ..UringOptions::default() };
         match UringDriver::new(Vec::new(), uring, stop.clone()) {
             Ok(driver) => {
-                let (outcome, cpu) = drive(driver, client, &mut options, &mut stages, progress);
-                return Ok(Worked { outcome, cpu, stages: stages.end(), io, notes });
+                let (machine, cpu) = turns(driver, machine, epoch, options, warm_up, progress);
+                return Ok(Driven { machine, cpu, io, notes });
             }
             Err(error) => notes.push(format!("io_uring cannot be used ({error}): the generator uses epoll")),
         }
@@ -147,8 +295,8 @@ pub fn work(
     let epoll = EpollOptions { max_connections: connections + 8 };
     let driver = EpollDriver::new(Vec::new(), epoll, stop.clone())
         .map_err(|error| Failure::Driver(error.to_string()))?;
-    let (outcome, cpu) = drive(driver, client, &mut options, &mut stages, progress);
-    Ok(Worked { outcome, cpu, stages: stages.end(), io: Io::Epoll, notes })
+    let (machine, cpu) = turns(driver, machine, epoch, options, warm_up, progress);
+    Ok(Driven { machine, cpu, io: Io::Epoll, notes })
 }
 
 /// A warm-up shorter than this is not held up to read the server's figures.
@@ -163,10 +311,10 @@ struct StageReadings {
 }
 
 impl StageReadings {
-    /// Reads for the first time, which also tells whether the target has such figures.
-    fn begin(plan: &Plan) -> StageReadings {
+    /// Reads for the first time, which also tells whether the target has such figures. One of several threads does.
+    fn begin(plan: &Plan, is_first: bool) -> StageReadings {
         let probe = Probe::of(plan);
-        let before = probe.read();
+        let before = if is_first { probe.read() } else { Err("another thread reads them".into()) };
         let covers = if plan.prefill { "prefill, measurement and drain" } else { "measurement and drain" };
         StageReadings { probe, before, covers, warmup_is_long: plan.warmup_ns >= WARMUP_TO_READ_IN_NS }
     }
@@ -187,14 +335,14 @@ impl StageReadings {
     }
 }
 
-fn drive<D: Driver>(
+fn turns<D: Driver, M: Machine>(
     mut driver: D,
-    mut client: Client,
+    mut machine: M,
+    epoch: Instant,
     options: &mut WorkerOptions,
-    stages: &mut StageReadings,
+    warm_up: &mut dyn FnMut(),
     progress: &Sender<Progress>,
-) -> (Outcome, CpuUse) {
-    let epoch = Instant::now();
+) -> (M, CpuUse) {
     let clock = || epoch.elapsed().as_nanos() as u64;
     let mut stage = Stage::Connect;
     let mut spun_ns = 0;
@@ -204,11 +352,11 @@ fn drive<D: Driver>(
     let mut now = clock();
     let mut last_woke = now;
     loop {
-        client.handle_time(now);
-        if client.stage() != stage {
-            stage = client.stage();
+        machine.handle_time(now);
+        if machine.stage() != stage {
+            stage = machine.stage();
             if stage == Stage::WarmUp {
-                stages.warm_up();
+                warm_up();
                 now = clock();
             }
             if stage >= Stage::Measure && before.is_none() {
@@ -221,32 +369,36 @@ fn drive<D: Driver>(
             // A watcher that has gone away is no reason to stop.
             let _ = progress.send(Progress::Stage(stage));
         }
+        // The last one ends with the run.
+        if let Some(interval) = machine.take_interval() {
+            let _ = progress.send(interval);
+        }
         if stage == Stage::Done {
             break;
         }
-        if let Some(interval) = client.take_interval() {
-            let _ = progress.send(Progress::Interval(interval));
-        }
         if stage == Stage::Prefill && now - prefill_told > 100_000_000 {
             prefill_told = now;
-            let _ = progress.send(Progress::Prefill(client.prefill_share()));
+            let _ = progress.send(Progress::Prefill(machine.prefill_share()));
         }
-        while let Some(index) = client.poll_unconnected() {
+        while let Some(index) = machine.poll_unconnected(now) {
             match driver.reserve() {
-                Some(id) => client.connect(index, id),
-                None => client.driver_failed(&std::io::Error::other("its connection table is full"), now),
+                Some(id) => machine.connect(index, id),
+                None => machine.driver_failed(&std::io::Error::other("its connection table is full"), now),
             }
         }
 
         let mut sends = 0;
-        while let Some(operation) = client.poll_operation(now) {
+        while let Some(operation) = machine.poll_operation(now) {
             driver.enqueue(operation);
             sends += 1;
         }
 
-        let mut wait = client.poll_timeout(now);
+        let mut wait = machine.poll_timeout(now);
         let mut spinning = false;
-        if options.spin && client.next_arrival().is_some() {
+        if options.spin == Spin::Always {
+            wait = 0;
+            spinning = true;
+        } else if options.spin == Spin::Auto && machine.next_arrival().is_some() {
             if wait < SPIN_NS {
                 wait = 0;
                 spinning = true;
@@ -255,12 +407,12 @@ fn drive<D: Driver>(
             }
         }
         if let Err(error) = driver.submit_and_wait(Some(Duration::from_nanos(wait))) {
-            client.driver_failed(&error, now);
+            machine.driver_failed(&error, now);
         }
         let woke = clock();
         let mut events = 0;
         while let Some(event) = driver.next_event() {
-            client.handle(event, woke);
+            machine.handle(event, woke);
             events += 1;
         }
         if spinning && events == 0 && sends == 0 {
@@ -274,7 +426,7 @@ fn drive<D: Driver>(
         (Some(before), Some(after)) => cpu_use(&before, &after, options.server_is_embedded),
         _ => CpuUse::default(),
     };
-    (client.into_outcome(), cpu)
+    (machine, cpu)
 }
 
 fn read_all<D: Driver>(at_ns: u64, spun_ns: u64, driver: &D, options: &mut WorkerOptions) -> Reading {
@@ -286,6 +438,7 @@ fn read_all<D: Driver>(at_ns: u64, spun_ns: u64, driver: &D, options: &mut Worke
             (usage.user + usage.system).as_nanos() as u64
         }),
         server_ns: options.server_cpu.as_mut().and_then(|read| read()),
+        server_counted: options.server_counters.as_mut().map_or([None; 3], |read| read()),
         machine: system::machine_times(),
         counters: driver.counters(),
         spun_ns,
@@ -305,11 +458,16 @@ fn cpu_use(before: &Reading, after: &Reading, server_is_embedded: bool) -> CpuUs
         }
         _ => None,
     };
+    let generator_ns = (after.generator_ns - before.generator_ns).saturating_sub(spun_ns);
     CpuUse {
         wall_ns: after.at_ns - before.at_ns,
-        generator_ns: (after.generator_ns - before.generator_ns).saturating_sub(spun_ns),
+        generator_ns,
+        busiest_ns: generator_ns,
         generator_spun_ns: spun_ns,
         server_ns,
+        server_counted: std::array::from_fn(|at| {
+            Some(after.server_counted[at]?.saturating_sub(before.server_counted[at]?))
+        }),
         foreign_ns,
         steal_ns: after.machine.zip(before.machine).map(|(after, before)| after.steal_since(&before)),
         enters: after.counters.enters - before.counters.enters,

@@ -4,25 +4,25 @@
 //! installed its tests are counted as skipped, loudly. The liars are this program itself, started as `helper-server`.
 //! A runner of its own stands in for the standard one, which knows no third outcome beside passed and failed.
 
+#[path = "../../tests/src/runner.rs"]
+#[allow(dead_code, unused_imports, reason = "its own tests are run where it lives")]
+mod runner;
+mod schema;
+
+use runner::{Skipped, Test};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Why a test cannot run here.
-struct Skipped(String);
-
-type Test = fn() -> Result<(), Skipped>;
-
-const TESTS: &[(&str, Test)] = &[
+const TESTS: &[Test] = &[
     ("redis_with_its_log_flushed_loses_nothing", redis_with_its_log_flushed_loses_nothing),
     ("redis_without_a_log_loses", redis_without_a_log_loses),
     ("millrace_without_durability_loses", millrace_without_durability_loses),
@@ -51,58 +51,7 @@ fn main() -> ExitCode {
     {
         return Helper::serve(port, log, mode);
     }
-    let mut words = Vec::new();
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        match &argument[..] {
-            // Options of the standard runner that have a value.
-            "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" => {
-                rest.next();
-            }
-            option if option.starts_with('-') => {}
-            word => words.push(word),
-        }
-    }
-    let is_exact = arguments.iter().any(|argument| argument == "--exact");
-    let chosen: Vec<_> = TESTS
-        .iter()
-        .filter(|(name, _)| {
-            let matches = |word: &&str| if is_exact { name == word } else { name.contains(word) };
-            words.is_empty() || words.iter().any(matches)
-        })
-        .collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    let (mut passed, mut failed, mut skipped) = (0, Vec::new(), Vec::new());
-    for (name, test) in chosen {
-        let began = Instant::now();
-        match catch_unwind(test) {
-            Ok(Ok(())) => {
-                passed += 1;
-                println!("test {name} ... ok ({:.1} s)", began.elapsed().as_secs_f64());
-            }
-            Ok(Err(Skipped(why))) => {
-                println!("test {name} ... SKIPPED: {why}");
-                skipped.push(name);
-            }
-            Err(_) => {
-                println!("test {name} ... FAILED");
-                failed.push(name);
-            }
-        }
-    }
-    if !skipped.is_empty() {
-        eprintln!("\n!!! SKIPPED, not passed: {skipped:?}\n");
-    }
-    let word = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!(
-        "test result: {word}. {passed} passed; {} failed; {} skipped {failed:?}",
-        failed.len(),
-        skipped.len()
-    );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) }
+    runner::main(TESTS)
 }
 
 // ── running the program ──
@@ -175,7 +124,7 @@ fn ran(output: Output, json: &Path) -> Ran {
     let report =
         fs::read(json).map_or(Value::Null, |text| serde_json::from_slice(&text).expect("valid JSON"));
     if !report.is_null() {
-        assert_eq!(report["schema"], "millrace-loadgen-audit-1");
+        schema::keeps_to("audit", &report);
     }
     // What a failed audit keeps for its user nobody needs after a test.
     if let Some(folder) = stdout.lines().find_map(|line| line.trim().strip_prefix("kept ")) {

@@ -3,196 +3,20 @@
 //! The servers live in this file, so that what a run must report is known and not measured. Sleeps in them are
 //! the delays under test, never synchronisation.
 
+mod harness;
+mod schema;
+
+use harness::*;
 use serde_json::Value;
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// What a server does with its n-th request (from 0, over all connections): bytes to send, or the end.
-type Answer = dyn Fn(u64, &[Vec<u8>]) -> Reaction + Send + Sync;
-
-enum Reaction {
-    Reply(Vec<u8>),
-    Silence,
-    /// Reply, then close the connection.
-    Last(Vec<u8>),
-    /// Close this and every later connection, and stop listening.
-    Die,
-}
-
-fn reply(text: &str) -> Reaction {
-    Reaction::Reply(text.as_bytes().to_vec())
-}
-
-/// A RESP server of one thread for each connection.
-struct Server {
-    address: SocketAddr,
-    requests: Arc<AtomicU64>,
-    dead: Arc<Mutex<bool>>,
-}
-
-impl Server {
-    fn start(answer: impl Fn(u64, &[Vec<u8>]) -> Reaction + Send + Sync + 'static) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("its address");
-        let server = Server { address, requests: Arc::default(), dead: Arc::default() };
-        let answer: Arc<Answer> = Arc::new(answer);
-        let (requests, dead) = (Arc::clone(&server.requests), Arc::clone(&server.dead));
-        thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
-                if *dead.lock().expect("no panic") {
-                    return;
-                }
-                stream.set_nodelay(true).expect("a TCP socket");
-                let (answer, requests, dead) =
-                    (Arc::clone(&answer), Arc::clone(&requests), Arc::clone(&dead));
-                thread::spawn(move || {
-                    let reader = stream.try_clone().expect("a descriptor");
-                    if serve(reader, stream, &*answer, &requests) {
-                        *dead.lock().expect("no panic") = true;
-                        // Wakes the accept, which sees the flag and drops the listener.
-                        let _ = TcpStream::connect(address);
-                    }
-                });
-            }
-        });
-        server
-    }
-
-    fn target(&self) -> String {
-        format!("resp://{}", self.address)
-    }
-}
-
-/// Serves one connection; true if the whole server is to die.
-fn serve(reader: impl Read, mut writer: impl Write, answer: &Answer, requests: &AtomicU64) -> bool {
-    let mut reader = BufReader::new(reader);
-    while let Some(request) = read_request(&mut reader) {
-        // What a run asks before it begins is none of its requests. No server here is a Millrace.
-        if request[0] == b"INFO" {
-            if writer.write_all(b"-ERR unknown command\r\n").is_err() {
-                return false;
-            }
-            continue;
-        }
-        let number = requests.fetch_add(1, Ordering::SeqCst);
-        let bytes = match answer(number, &request) {
-            Reaction::Reply(bytes) => bytes,
-            Reaction::Silence => continue,
-            Reaction::Last(bytes) => {
-                let _ = writer.write_all(&bytes);
-                return false;
-            }
-            Reaction::Die => return true,
-        };
-        if writer.write_all(&bytes).is_err() {
-            return false;
-        }
-    }
-    false
-}
-
-fn read_line(reader: &mut impl BufRead) -> Option<String> {
-    let mut line = String::new();
-    (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_string())
-}
-
-fn read_request(reader: &mut impl BufRead) -> Option<Vec<Vec<u8>>> {
-    let count: usize = read_line(reader)?.strip_prefix('*')?.parse().ok()?;
-    let mut words = Vec::new();
-    for _ in 0..count {
-        let length: usize = read_line(reader)?.strip_prefix('$')?.parse().ok()?;
-        let mut word = vec![0; length + 2];
-        reader.read_exact(&mut word).ok()?;
-        word.truncate(length);
-        words.push(word);
-    }
-    Some(words)
-}
-
-/// Answers like a store: SET stores, GET gives what was stored.
-fn store() -> impl Fn(u64, &[Vec<u8>]) -> Reaction + Send + Sync + 'static {
-    let map: Mutex<HashMap<Vec<u8>, Vec<u8>>> = Mutex::default();
-    move |_, request| {
-        let mut map = map.lock().expect("no panic");
-        match (&request[0][..], request.len()) {
-            (b"SET", 3) => {
-                map.insert(request[1].clone(), request[2].clone());
-                reply("+OK\r\n")
-            }
-            (b"GET", 2) => match map.get(&request[1]) {
-                Some(value) => {
-                    let head = format!("${}\r\n", value.len());
-                    Reaction::Reply([head.as_bytes(), value, b"\r\n"].concat())
-                }
-                None => reply("$-1\r\n"),
-            },
-            _ => reply("-ERR unknown command\r\n"),
-        }
-    }
-}
-
-fn loadgen(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn ran(output: Output) -> Ran {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program prints text");
-    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-/// Runs to the end; a hang fails by the test harness' patience, so every test gives its own short times.
-fn run(arguments: &[&str]) -> Ran {
-    ran(loadgen(arguments).output().expect("the program starts"))
-}
-
-fn scratch(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("a folder");
-    folder
-}
-
-/// `loadgen run` against a target with a JSON report: what it printed, and the run in the report.
-fn measure(name: &str, target: &str, flags: &[&str]) -> (Ran, Value) {
-    let folder = scratch(name);
-    let json = folder.join("report.json");
-    let json_path = json.to_str().expect("a text path");
-    let base = ["run", "--target", target, "--json", json_path];
-    let ran = run(&[&base[..], flags].concat());
-    let text = std::fs::read(&json).unwrap_or_else(|_| panic!("no report; {}", ran.stderr));
-    let report: Value = serde_json::from_slice(&text).expect("valid JSON");
-    assert_eq!(report["schema"], "millrace-loadgen-report-1");
-    let _ = std::fs::remove_dir_all(folder);
-    (ran, report["runs"][0].clone())
-}
-
-fn percentile_ms(summary: &Value, quantile: f64) -> f64 {
-    let list = summary["percentiles"].as_array().expect("a list");
-    let one = list.iter().find(|one| one["quantile"] == quantile).expect("a known quantile");
-    one["ns"].as_u64().unwrap_or_else(|| panic!("p{quantile} has too few samples: {summary}")) as f64 / 1e6
-}
-
-fn rules(run: &Value) -> Vec<String> {
-    let list = run["reasons"].as_array().expect("a list");
-    list.iter().map(|reason| reason["rule"].as_str().expect("text").to_string()).collect()
-}
 
 /// Stalls for `stall` at every request whose number is a multiple of `every`, all connections together.
 fn stalling(every: u64, stall: Duration) -> Server {
@@ -320,6 +144,30 @@ fn a_prefill_leaves_no_misses_and_values_can_be_verified() {
 }
 
 #[test]
+fn keys_of_many_sizes_are_filled_and_found() {
+    for size in ["14-40", "etc"] {
+        let server = Server::start(store());
+        let flags = [
+            "-n",
+            "3000",
+            "--warmup",
+            "0s",
+            "-r",
+            "500",
+            "-c",
+            "4",
+            "--verify",
+            "--ratio",
+            "1:3",
+            "--prefill",
+        ];
+        let (_, run) = measure("key-sizes", &server.target(), &[&flags[..], &["--key-size", size]].concat());
+        assert_eq!((&run["counts"]["misses"], &run["counts"]["wrong"]), (&0.into(), &0.into()), "{run}");
+        assert_eq!(run["workload"]["key_sizes"], size);
+    }
+}
+
+#[test]
 fn wrong_answers_are_found() {
     let server = Server::start(|_, request| match &request[0][..] {
         b"SET" => reply("+OK\r\n"),
@@ -415,21 +263,10 @@ fn serve_http(stream: TcpStream, puts: &Sender<usize>) -> Option<()> {
     }
 }
 
-/// Millrace itself, in this process: it times every fourth batch. Its log is off, its stages are not.
-fn millrace() -> reactor::RunningServer {
-    let mut config = store::config::Config::default();
-    let settings =
-        [("port", "0"), ("http-port", "0"), ("durability", "off"), ("shards", "1"), ("stage-sampling", "4")];
-    for (name, value) in settings {
-        let setting = store::config::Setting::find(name.as_bytes()).expect("a setting");
-        (setting.set)(&mut config, value).expect("a value");
-    }
-    reactor::Server::start(config).expect("the server starts")
-}
-
 #[test]
 fn the_servers_stages_stand_beside_the_clients_figures() {
-    let server = millrace();
+    // It times every fourth batch. Its log is off, its stages are not.
+    let server = millrace(&[("stage-sampling", "4")]);
     let (resp, http) = (server.resp.expect("a RESP port"), server.http.expect("an HTTP port"));
     let folder = scratch("stages");
     let page = folder.join("report.html");
@@ -594,7 +431,7 @@ fn ctrl_c_writes_what_was_measured() {
     let ran = ran(child.wait_with_output().expect("it ends"));
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
-    let report: Value = serde_json::from_slice(&std::fs::read(&json).expect("a report")).expect("valid JSON");
+    let report = read_json(&json);
     let run = &report["runs"][0];
     assert!(run["incomplete"].is_string() && run["counts"]["completed"].as_u64() >= Some(900), "{run}");
     assert!(run["window_s"].as_f64() < Some(599.0));
@@ -626,49 +463,29 @@ fn wrong_usage_is_exit_code_2() {
 fn a_report_that_cannot_be_written_is_a_failure() {
     let server = Server::start(store());
     let target = server.target();
-    let ran =
-        run(&["run", "--target", &target, "-n", "10", "--warmup", "0s", "--json", "/proc/no/such/place"]);
+    let flags = ["run", "--target", &target, "-n", "10", "--warmup", "0s", "--json"];
+    // No such place: that is known before the load begins, and said then.
+    let ran = run(&[&flags[..], &["/proc/no/such/place"]].concat());
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("cannot write /proc/no/such/place"), "{}", ran.stderr);
+    assert_eq!(server.requests.load(Ordering::SeqCst), 0, "nothing was measured for a report that cannot be");
+    // A disk without room is found when there is something to write.
+    let ran = run(&[&flags[..], &["/dev/full"]].concat());
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("cannot write /dev/full") && ran.stderr.contains("space"), "{}", ran.stderr);
     assert!(ran.stdout.contains("verdict"), "the table was printed all the same");
-}
-
-/// Not a test of its own: the server that the test of `compare` starts, in this same program.
-#[test]
-fn helper_server() {
-    let Some(port) = std::env::args().find_map(|word| word.parse::<u16>().ok()) else { return };
-    let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
-    let requests = Arc::new(AtomicU64::new(0));
-    while let Ok((stream, _)) = listener.accept() {
-        let requests = Arc::clone(&requests);
-        thread::spawn(move || {
-            let reader = stream.try_clone().expect("a descriptor");
-            let answer = |_: u64, request: &[Vec<u8>]| match &request[0][..] {
-                b"SET" | b"PING" => reply("+OK\r\n"),
-                _ => reply("$2\r\nok\r\n"),
-            };
-            serve(reader, stream, &answer, &requests)
-        });
-    }
 }
 
 #[test]
 fn compare_alternates_starts_fresh_and_writes_both_reports() {
     let folder = scratch("compare");
-    let program = std::env::current_exe().expect("this program");
-    let entry = |name: &str| {
-        format!(
-            "[[target]]\nname = \"{name}\"\ncommand = [\"{}\", \"--exact\", \"helper_server\", \"{{port}}\"]\n",
-            program.display()
-        )
-    };
     let cases = format!(
         "title = \"a test\"\nsubject = \"one\"\nrounds = 3\nduration-s = 0.15\nwarmup-s = 0.05\nconnections = 4\n\
          repeats-if-noisy = 0\n{}{}[[target]]\nname = \"absent\"\ncommand = [\"no-such-program-anywhere\"]\n\
          [[case]]\nname = \"GET\"\ntargets = [\"one\", \"two\", \"absent\"]\ngets = 1\nkeys = 100\n\
          goals = [{{ against = \"two\", cpu-ratio-max = 100.0 }}]\n",
-        entry("one"),
-        entry("two")
+        target_entry("one"),
+        target_entry("two")
     );
     let file = folder.join("cases.toml");
     std::fs::write(&file, cases).expect("a file");
@@ -681,12 +498,21 @@ fn compare_alternates_starts_fresh_and_writes_both_reports() {
         "{}",
         ran.stdout
     );
-    let written =
-        std::fs::read_dir(&results).expect("results").next().expect("a folder").expect("readable").path();
+    let written = only_folder(&results);
     let markdown = std::fs::read_to_string(written.join("report.md")).expect("a table");
-    assert!(markdown.contains("| one | 3 |") && markdown.contains("(met)"), "{markdown}");
-    let json: Value = serde_json::from_slice(&std::fs::read(written.join("report.json")).expect("a report"))
-        .expect("valid JSON");
+    assert!(
+        markdown.contains("| one | loadgen, closed loop | 3 |") && markdown.contains("(met)"),
+        "{markdown}"
+    );
+    let page = std::fs::read_to_string(written.join("report.html")).expect("a page");
+    for expected in
+        ["Server CPU per request", "paired by round", "driven by", "mitigations", "Missing: absent"]
+    {
+        assert!(page.contains(expected), "{expected} in {page}");
+    }
+    assert!(page.matches("<svg").count() >= 3 && !page.contains("<script"), "{page}");
+    let json = read_json(&written.join("report.json"));
+    schema::keeps_to("comparison", &json);
     let order: Vec<(u64, &str)> = json["measurements"]
         .as_array()
         .expect("a list")

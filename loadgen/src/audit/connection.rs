@@ -107,6 +107,7 @@ impl Connection {
                     other => Err(garbage(&format!("{other:?} in answer to PING"))),
                 }
             }
+            Protocol::Memcache => unreachable!("refused by the command line"),
             Protocol::Http => {
                 let _ = write!(self.outgoing_text(), "GET /healthz HTTP/1.1\r\n");
                 self.end_head(None);
@@ -132,6 +133,7 @@ impl Connection {
                 Change::Add(step) => self.words(&[b"INCRBY", key, step.to_string().as_bytes()]),
                 Change::Append(tail) => self.words(&[b"APPEND", key, tail]),
             },
+            Protocol::Memcache => unreachable!("refused by the command line"),
             Protocol::Http => {
                 let (method, query, body): (_, String, Option<&[u8]>) = match change {
                     Change::Set(Held { value, expiry: Expiry::Never }) => ("PUT", String::new(), Some(value)),
@@ -155,6 +157,7 @@ impl Connection {
                     self.words(&[b"PEXPIRETIME", key]);
                 }
             }
+            Protocol::Memcache => unreachable!("refused by the command line"),
             Protocol::Http => {
                 self.request_line("GET", key, "");
                 self.end_head(None);

@@ -150,11 +150,11 @@ fn audit(
             eprintln!(
                 "cycle {cycle}/{}: {} acknowledged, {} unknown, {} refused, {} lost, {} phantom, back in {:.1} ms",
                 plan.cycles,
-                row.acknowledged,
-                row.unknown,
-                row.refused,
-                row.lost,
-                row.phantom,
+                row.counters.acknowledged,
+                row.counters.unknown,
+                row.counters.refused,
+                row.counters.lost,
+                row.counters.phantom,
                 row.recovery_ms
             );
         }

@@ -154,6 +154,9 @@ impl Addresses {
             false => format!("{scheme}://{text}"),
         };
         let main = parse_target(&with_scheme(target, "resp"))?;
+        if main.protocol == Protocol::Memcache {
+            return Err("memcached promises to keep nothing, so there is nothing to audit".into());
+        }
         let http = http.map(|http| parse_target(&with_scheme(http, "http"))).transpose()?;
         if http.as_ref().is_some_and(|http| http.protocol != Protocol::Http) {
             return Err("--http wants the HOST:PORT of a server's HTTP listener".into());

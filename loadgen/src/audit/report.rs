@@ -14,13 +14,9 @@ pub const FINDINGS_MAX: usize = 20;
 /// Cycles in the table; JSON has all of them.
 const ROWS_MAX: usize = 20;
 
-/// One time the server went away.
-#[derive(Clone, Debug, Serialize)]
-pub struct Cycle {
-    /// From 1.
-    pub cycle: u32,
-    /// Acknowledged writes after which it was to be killed; null: somebody else killed it.
-    pub kill_at: Option<u64>,
+/// What is counted, in a cycle and in all.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Counters {
     /// Writes that were answered with success.
     pub acknowledged: u64,
     /// Writes that were never answered: they may be there or not.
@@ -37,6 +33,51 @@ pub struct Cycle {
     pub phantom: u64,
     /// Answers that contradict what the key held.
     pub wrong_replies: u64,
+}
+
+impl Counters {
+    /// What clients found.
+    fn of(tally: &Tally) -> Counters {
+        let Tally { acknowledged, unknown, refused, shown, verified, lost, phantom, wrong_replies, .. } =
+            *tally;
+        Counters { acknowledged, unknown, refused, shown, verified, lost, phantom, wrong_replies }
+    }
+
+    fn add(&mut self, other: &Counters) {
+        self.acknowledged += other.acknowledged;
+        self.unknown += other.unknown;
+        self.refused += other.refused;
+        self.shown += other.shown;
+        self.verified += other.verified;
+        self.lost += other.lost;
+        self.phantom += other.phantom;
+        self.wrong_replies += other.wrong_replies;
+    }
+
+    /// Nothing was lost and nothing invented.
+    fn is_clean(&self) -> bool {
+        self.lost + self.phantom + self.wrong_replies == 0
+    }
+
+    /// Cells of the table.
+    fn cells(&self) -> Vec<String> {
+        let Counters { acknowledged, unknown, refused, verified, lost, phantom, .. } = *self;
+        [acknowledged, unknown, refused, verified, lost, phantom]
+            .map(|number| thousands(number as f64))
+            .to_vec()
+    }
+}
+
+/// One time the server went away.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cycle {
+    /// From 1.
+    pub cycle: u32,
+    /// Acknowledged writes after which it was to be killed; null: somebody else killed it.
+    pub kill_at: Option<u64>,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counters: Counters,
     /// From the start of the process until it served; where somebody else restarts it, from its going away.
     pub recovery_ms: f64,
 }
@@ -44,19 +85,7 @@ pub struct Cycle {
 impl Cycle {
     /// A cycle's row.
     pub fn new(cycle: u32, kill_at: Option<u64>, tally: &Tally, recovery: std::time::Duration) -> Cycle {
-        Cycle {
-            cycle,
-            kill_at,
-            acknowledged: tally.acknowledged,
-            unknown: tally.unknown,
-            refused: tally.refused,
-            shown: tally.shown,
-            verified: tally.verified,
-            lost: tally.lost,
-            phantom: tally.phantom,
-            wrong_replies: tally.wrong_replies,
-            recovery_ms: recovery.as_secs_f64() * 1e3,
-        }
+        Cycle { cycle, kill_at, counters: Counters::of(tally), recovery_ms: recovery.as_secs_f64() * 1e3 }
     }
 }
 
@@ -65,22 +94,9 @@ impl Cycle {
 pub struct Totals {
     /// Cycles that were carried out to the end.
     pub cycles: usize,
-    /// See [`Cycle`].
-    pub acknowledged: u64,
-    /// See [`Cycle`].
-    pub unknown: u64,
-    /// See [`Cycle`].
-    pub refused: u64,
-    /// See [`Cycle`].
-    pub shown: u64,
-    /// See [`Cycle`].
-    pub verified: u64,
-    /// See [`Cycle`].
-    pub lost: u64,
-    /// See [`Cycle`].
-    pub phantom: u64,
-    /// See [`Cycle`].
-    pub wrong_replies: u64,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counters: Counters,
     /// The longest recovery.
     pub recovery_ms_max: f64,
 }
@@ -115,14 +131,7 @@ impl AuditReport {
     pub fn add(&mut self, cycle: Cycle, tally: Tally) {
         let totals = &mut self.totals;
         totals.cycles += 1;
-        totals.acknowledged += cycle.acknowledged;
-        totals.unknown += cycle.unknown;
-        totals.refused += cycle.refused;
-        totals.shown += cycle.shown;
-        totals.verified += cycle.verified;
-        totals.lost += cycle.lost;
-        totals.phantom += cycle.phantom;
-        totals.wrong_replies += cycle.wrong_replies;
+        totals.counters.add(&cycle.counters);
         totals.recovery_ms_max = totals.recovery_ms_max.max(cycle.recovery_ms);
         self.refusal = self.refusal.take().or(tally.refusal);
         for mut finding in tally.findings {
@@ -136,8 +145,7 @@ impl AuditReport {
 
     /// Nothing was lost, nothing invented, and all was carried out.
     pub fn passed(&self) -> bool {
-        let Totals { lost, phantom, wrong_replies, .. } = self.totals;
-        self.incomplete.is_none() && lost + phantom + wrong_replies == 0
+        self.incomplete.is_none() && self.totals.counters.is_clean()
     }
 
     /// The report on a terminal.
@@ -155,32 +163,28 @@ impl AuditReport {
         let names =
             ["cycle", "acknowledged", "unknown", "refused", "verified", "LOST", "PHANTOM", "recovery"];
         let mut rows = vec![names.map(str::to_string).to_vec()];
-        let numbers = |numbers: [u64; 6]| numbers.map(|number| thousands(number as f64)).to_vec();
         let millis = |ms: f64| vec![micros(Some((ms * 1e6) as u64))];
-        let is_shown = |at: usize, cycle: &Cycle| {
-            let is_bad = cycle.lost + cycle.phantom + cycle.wrong_replies > 0;
-            at < ROWS_MAX || is_bad && at < ROWS_MAX * 5
-        };
+        let is_shown =
+            |at: usize, cycle: &Cycle| at < ROWS_MAX || !cycle.counters.is_clean() && at < ROWS_MAX * 5;
         let mut hidden = 0;
         for (at, cycle) in self.cycles.iter().enumerate() {
             if !is_shown(at, cycle) {
                 hidden += 1;
                 continue;
             }
-            let Cycle { acknowledged, unknown, refused, verified, lost, phantom, .. } = *cycle;
-            let counts = numbers([acknowledged, unknown, refused, verified, lost, phantom]);
+            let counts = cycle.counters.cells();
             rows.push([vec![cycle.cycle.to_string()], counts, millis(cycle.recovery_ms)].concat());
         }
-        let Totals { acknowledged, unknown, refused, verified, lost, phantom, .. } = self.totals;
-        let counts = numbers([acknowledged, unknown, refused, verified, lost, phantom]);
+        let counters = self.totals.counters;
+        let counts = counters.cells();
         let longest = millis(self.totals.recovery_ms_max);
         rows.push([vec![format!("all {}", self.totals.cycles)], counts, longest].concat());
         text.push_str(&align(&rows));
         if hidden > 0 {
             let _ = writeln!(text, "  {hidden} more cycles are in the sums");
         }
-        if self.totals.wrong_replies > 0 {
-            let _ = writeln!(text, "  wrong replies   {}", thousands(self.totals.wrong_replies as f64));
+        if counters.wrong_replies > 0 {
+            let _ = writeln!(text, "  wrong replies   {}", thousands(counters.wrong_replies as f64));
         }
         if let Some(refusal) = &self.refusal {
             let _ = writeln!(text, "  first refusal   {refusal}");
@@ -202,7 +206,7 @@ impl AuditReport {
         }
         let verdict = match (&self.incomplete, self.passed()) {
             (_, true) => "nothing acknowledged was lost, nothing was invented".into(),
-            (Some(why), false) if lost + phantom == 0 => format!("incomplete: {why}"),
+            (Some(why), false) if counters.lost + counters.phantom == 0 => format!("incomplete: {why}"),
             (Some(why), false) => format!("FAILED, and incomplete: {why}"),
             (None, false) => "FAILED".into(),
         };

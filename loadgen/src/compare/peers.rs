@@ -1,7 +1,9 @@
 //! The servers under comparison: where their programs are, how they start, that they end.
 
+use super::builtin;
 use super::cases::{Case, Listener, TargetEntry, ToolOutput};
-use crate::cli::CompareArgs;
+use super::tools::ToolFigures;
+use crate::system;
 use crate::workload::Protocol;
 use reactor::cpu;
 use reactor::server::event::Target;
@@ -39,9 +41,16 @@ pub struct Peer {
     pub freeze: bool,
     /// Another load generator that drives it, fields not filled in; empty: this one.
     pub tool: Vec<String>,
+    /// What that one says of itself.
+    pub tool_version: Option<String>,
+    /// The target that is the same server driven by this tool.
+    pub undriven: Option<String>,
     /// Where that one says its throughput.
     #[serde(skip)]
-    tool_output: ToolOutput,
+    pub tool_output: ToolOutput,
+    /// What keys begin with that are set for it.
+    #[serde(skip)]
+    pub fill_prefix: Option<String>,
     /// The other load generator, found.
     #[serde(skip)]
     tool_program: PathBuf,
@@ -51,6 +60,31 @@ pub struct Peer {
     /// The program, found.
     #[serde(skip)]
     program: PathBuf,
+}
+
+/// Programs that are not looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Programs {
+    /// Millrace.
+    pub millrace: Option<PathBuf>,
+    /// The null server.
+    pub null: Option<PathBuf>,
+}
+
+/// What a server is told of its load.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Keys.
+    pub keys: u64,
+    /// What the null server answers.
+    pub reply_bytes: usize,
+}
+
+impl Needs {
+    /// Those of a case.
+    pub fn of(case: &Case) -> Needs {
+        Needs { keys: case.keys, reply_bytes: reply_bytes(case) }
+    }
 }
 
 /// All targets of a comparison.
@@ -64,12 +98,7 @@ pub struct Peers {
 
 impl Peers {
     /// Looks for the programs of the targets `wanted`.
-    pub fn find(
-        wanted: &[String],
-        entries: &[TargetEntry],
-        arguments: &CompareArgs,
-    ) -> Result<Peers, String> {
-        let known = builtin();
+    pub fn find(wanted: &[String], entries: &[TargetEntry], programs: &Programs) -> Result<Peers, String> {
         let mut peers = Peers { found: Vec::new(), missing: Vec::new() };
         let mut seen: Vec<&str> = Vec::new();
         for name in wanted {
@@ -77,13 +106,9 @@ impl Peers {
                 continue;
             }
             seen.push(name);
-            let entry = entries.iter().chain(&known).find(|entry| entry.name == *name).ok_or_else(|| {
-                let names: Vec<&str> =
-                    entries.iter().chain(&known).map(|entry| entry.name.as_str()).collect();
-                format!("no target is called \"{name}\"; there are {}", names.join(", "))
-            })?;
+            let (entry, undriven) = builtin::find(name, entries)?;
             let mut programs = [entry.command.first(), entry.tool.first()].map(|name| match name {
-                Some(name) => find_program(name, arguments).ok_or(name),
+                Some(name) => find_program(name, programs).ok_or(name),
                 None => Ok(PathBuf::new()),
             });
             if let Some(Err(absent)) = programs.iter().find(|program| program.is_err()) {
@@ -97,13 +122,16 @@ impl Peers {
             peers.found.push(Peer {
                 name: entry.name.clone(),
                 command: entry.command.clone(),
-                version: version(entry, &program),
+                version: version(&entry.version, &program),
                 listener: entry.listener,
                 http_path: entry.http_path.clone(),
                 fill: entry.fill,
                 freeze: entry.freeze,
                 tool: entry.tool.clone(),
+                tool_version: version(&entry.tool_version, &tool_program),
+                undriven,
                 tool_output: entry.tool_output,
+                fill_prefix: entry.fill_prefix.clone(),
                 tool_program,
                 files: entry.files.clone(),
                 program,
@@ -119,6 +147,20 @@ impl Peers {
 }
 
 impl Peer {
+    /// Whose load it is, and in which loop.
+    pub fn driven_by(&self, own: &str) -> String {
+        match self.tool.first() {
+            None => format!("loadgen, {own}"),
+            // All that are known have closed loops.
+            Some(program) => format!("{program}, closed loop, its own figures"),
+        }
+    }
+
+    /// How another tool says its figures; `None`: it is this one.
+    pub fn other_tool(&self) -> Option<ToolOutput> {
+        (!self.tool.is_empty()).then_some(self.tool_output)
+    }
+
     /// What distinguishes servers of this target that cannot stand in for each other.
     pub fn variant(&self, case: &Case) -> String {
         match self.command.iter().any(|word| word.contains("{reply-bytes}")) {
@@ -133,14 +175,18 @@ fn reply_bytes(case: &Case) -> usize {
     if case.gets > 0 { case.value_size } else { 0 }
 }
 
-fn find_program(name: &str, arguments: &CompareArgs) -> Option<PathBuf> {
+fn find_program(name: &str, programs: &Programs) -> Option<PathBuf> {
     let given = match name {
-        "millrace" => arguments.millrace.clone(),
-        "nullresp" => arguments.null.clone(),
+        "millrace" => programs.millrace.clone(),
+        "nullresp" => programs.null.clone(),
         _ => None,
     };
     if let Some(path) = given {
         return is_program(&path).then_some(path);
+    }
+    // The server of `calibrate` is this program.
+    if name == "loadgen" {
+        return std::env::current_exe().ok();
     }
     // The Millrace of the same build stands beside this program.
     if name == "millrace" {
@@ -162,98 +208,14 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-fn version(entry: &TargetEntry, program: &Path) -> Option<String> {
-    let (_, arguments) = entry.version.split_first()?;
+fn version(words: &[String], program: &Path) -> Option<String> {
+    let (_, arguments) = words.split_first()?;
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
     // nginx tells its version on stderr.
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().next()?.trim();
     (!line.is_empty()).then(|| line.to_string())
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split_ascii_whitespace().map(|word| word.trim_matches('\'').to_string()).collect()
-}
-
-/// The targets that need no entry in a file.
-fn builtin() -> Vec<TargetEntry> {
-    let entry = |name: &str, listener: Listener, command: &str, version: &str| TargetEntry {
-        name: name.into(),
-        command: words(command),
-        version: if version.is_empty() { vec![] } else { words(version) },
-        listener,
-        http_path: "/v1/keys/{key}".into(),
-        fill: true,
-        freeze: true,
-        tool: Vec::new(),
-        tool_output: ToolOutput::default(),
-        files: BTreeMap::new(),
-    };
-    let millrace = "millrace --bind 127.0.0.1 --port {port} --http-port {http-port} --unixsocket {socket} --dir {dir} \
-                    --pin {core} --durability off";
-    let redis = |program: &str| {
-        format!(
-            "{program} --bind 127.0.0.1 --port {{port}} --unixsocket {{socket}} --dir {{dir}} --save '' --appendonly no"
-        )
-    };
-    let version = "millrace --version";
-    let mut list = vec![
-        entry("millrace", Listener::Resp, millrace, version),
-        entry("millrace-unix", Listener::Unix, millrace, version),
-        entry("millrace-http", Listener::Http, millrace, version),
-        entry("millrace-epoll", Listener::Resp, &format!("{millrace} --io epoll"), version),
-        entry("millrace-epoll-unix", Listener::Unix, &format!("{millrace} --io epoll"), version),
-        entry("millrace-epoll-http", Listener::Http, &format!("{millrace} --io epoll"), version),
-        entry("redis", Listener::Resp, &redis("redis-server"), "redis-server --version"),
-        entry("redis-unix", Listener::Unix, &redis("redis-server"), "redis-server --version"),
-        entry("valkey", Listener::Resp, &redis("valkey-server"), "valkey-server --version"),
-    ];
-    let mut kevy = entry(
-        "kevy",
-        Listener::Resp,
-        "kevy --bind 127.0.0.1 --port {port} --threads 1 --no-aof --dir {dir}",
-        "kevy --version",
-    );
-    // 3.17.3 takes the EINTR that follows SIGCONT for a fatal error.
-    kevy.freeze = false;
-    let mut null =
-        entry("null", Listener::Resp, "nullresp --port {port} --cpu {core} --reply-bytes {reply-bytes}", "");
-    null.fill = false;
-    let mut null_epoll = null.clone();
-    null_epoll.name = "null-epoll".into();
-    null_epoll.command.extend(["--mode".to_string(), "epoll".to_string()]);
-    let mut by_redis_benchmark = null.clone();
-    by_redis_benchmark.name = "null-by-redis-benchmark".into();
-    by_redis_benchmark.tool = words(
-        "redis-benchmark -h 127.0.0.1 -p {port} -c {connections} -P {pipeline} -n {requests} -r {keys} -d {value-size} \
-         -t get --csv",
-    );
-    let mut by_memtier = null.clone();
-    by_memtier.name = "null-by-memtier".into();
-    by_memtier.tool = words(
-        "memtier_benchmark -s 127.0.0.1 -p {port} -t 1 -c {connections} --pipeline {pipeline} --ratio {ratio} \
-         --key-maximum {keys} -d {value-size} --test-time {seconds} --hide-histogram --json-out-file {dir}/out.json",
-    );
-    by_memtier.tool_output = ToolOutput::MemtierJson;
-    let mut nginx = entry("nginx", Listener::Http, "nginx -p {dir} -c {dir}/nginx.conf", "nginx -v");
-    nginx.fill = false;
-    nginx.http_path = "/".into();
-    let body = "x".repeat(64);
-    nginx.files.insert(
-        "nginx.conf".into(),
-        format!(
-            "daemon off;\nmaster_process off;\nworker_processes 1;\npid {{dir}}/nginx.pid;\nerror_log stderr crit;\n\
-             events {{ worker_connections 4096; }}\n\
-             http {{\n  access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 1h;\n  \
-             client_body_temp_path {{dir}}/body;\n  proxy_temp_path {{dir}}/proxy;\n  \
-             fastcgi_temp_path {{dir}}/fastcgi;\n  uwsgi_temp_path {{dir}}/uwsgi;\n  scgi_temp_path {{dir}}/scgi;\n  \
-             server {{\n    listen 127.0.0.1:{{http-port}} backlog=4096;\n    location / {{ default_type text/plain; \
-             return 200 \"{body}\"; }}\n  }}\n}}\n"
-        ),
-    );
-    list.extend([kevy, null, null_epoll, by_redis_benchmark, by_memtier, nginx]);
-    list
 }
 
 /// A server that was started here. Dropping it ends it and removes its folder.
@@ -273,7 +235,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a target on `core` and waits until it serves.
-    pub fn start(peer: &Peer, case: &Case, core: Option<usize>) -> Result<Running, String> {
+    pub fn start(peer: &Peer, needs: Needs, core: Option<usize>) -> Result<Running, String> {
         // The folder's name is short: a socket's path may have 107 bytes.
         let folder = fresh_folder().map_err(|error| format!("no folder for it: {error}"))?;
         let [port, http_port] = free_ports().map_err(|error| format!("no free port: {error}"))?;
@@ -284,20 +246,21 @@ impl Running {
             ("{socket}", socket.display().to_string()),
             ("{dir}", folder.display().to_string()),
             ("{core}", core.or(cpu::allowed_cores().first().copied()).unwrap_or(0).to_string()),
-            ("{reply-bytes}", reply_bytes(case).to_string()),
+            ("{reply-bytes}", needs.reply_bytes.to_string()),
+            ("{keys}", needs.keys.to_string()),
+            ("{path}", peer.http_path.replace("{key}", "key:000000000001")),
+            // In a script that has the digits of a key at hand.
+            ("{path-by-key}", peer.http_path.replace("{key}", "key:${key}")),
         ];
-        let fill_in = |text: &str| {
-            fields.iter().fold(text.to_string(), |text, (name, value)| text.replace(name, value))
-        };
         for (name, contents) in &peer.files {
-            fs::write(folder.join(name), fill_in(contents))
+            fs::write(folder.join(name), fill_in(contents, &fields))
                 .map_err(|error| format!("cannot write its {name}: {error}"))?;
         }
         let log = fs::File::create(folder.join("log"))
             .and_then(|log| Ok((log.try_clone()?, log)))
             .map_err(|error| format!("no log file for it: {error}"))?;
         let mut command = Command::new(&peer.program);
-        command.args(peer.command[1..].iter().map(|word| fill_in(word)));
+        command.args(peer.command[1..].iter().map(|word| fill_in(word, &fields)));
         command.stdin(Stdio::null()).stdout(log.0).stderr(log.1);
         let child = spawn_pinned(command, core)
             .map_err(|error| format!("cannot start {}: {error}", peer.program.display()))?;
@@ -306,9 +269,9 @@ impl Running {
             child,
             folder,
             may_freeze: peer.freeze,
-            fields: fields.clone(),
+            fields,
             address: match peer.listener {
-                Listener::Resp => localhost(port),
+                Listener::Resp | Listener::Memcache => localhost(port),
                 Listener::Http => localhost(http_port),
                 Listener::Unix => Target::Unix(socket),
             },
@@ -352,43 +315,47 @@ impl Running {
         }
     }
 
-    /// Lets another load generator, on `core`, drive the server; the requests a second it says it made.
+    /// Lets another load generator, on `core`, drive the server; what it says of that, and the CPU time that it took.
     pub fn run_tool(
         &self,
         peer: &Peer,
         case: &Case,
         load: ToolLoad,
         core: Option<usize>,
-    ) -> Result<f64, String> {
+    ) -> Result<(ToolFigures, Duration), String> {
         let mut fields = self.fields.clone();
+        // For tools that do not pad numbers: from here on all have the digits that a key of this size has behind `key:`.
+        let first_key = 10u64.saturating_pow(case.key_size.saturating_sub(5) as u32);
         fields.extend([
             ("{connections}", load.connections.to_string()),
             ("{pipeline}", case.pipeline.to_string()),
             ("{seconds}", load.seconds.ceil().to_string()),
-            // redis-benchmark takes a number of requests: about as many as it makes in the time.
-            ("{requests}", ((load.seconds * 60_000.0) as u64 * u64::from(case.pipeline.min(48))).to_string()),
-            ("{keys}", case.keys.to_string()),
+            // Some take a number of requests: about as many as are made in the time.
+            ("{requests}", load.requests.to_string()),
+            ("{first-key}", first_key.to_string()),
+            ("{last-key}", first_key.saturating_add(case.keys - 1).to_string()),
             ("{value-size}", case.value_size.to_string()),
             ("{ratio}", format!("{}:{}", case.sets, case.gets)),
+            ("{test}", if case.gets > 0 { "get" } else { "set" }.to_string()),
+            ("{generator-core}", core.or(cpu::allowed_cores().last().copied()).unwrap_or(0).to_string()),
         ]);
         let mut command = Command::new(&peer.tool_program);
         command.args(peer.tool[1..].iter().map(|word| fill_in(word, &fields)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let before = children_cpu_time();
         let child = spawn_pinned(command, core)
             .map_err(|error| format!("cannot start {}: {error}", peer.tool_program.display()))?;
         let output = child.wait_with_output().map_err(|error| format!("{}: {error}", peer.tool[0]))?;
+        let took = children_cpu_time().saturating_sub(before);
+        let said = || tail(&String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
-            return Err(format!("{} ended with {}", peer.tool[0], output.status));
+            return Err(format!("{} ended with {}{}", peer.tool[0], output.status, said()));
         }
-        let throughput = match peer.tool_output {
-            ToolOutput::RedisBenchmarkCsv => {
-                redis_benchmark_throughput(&String::from_utf8_lossy(&output.stdout))
-            }
-            ToolOutput::MemtierJson => {
-                memtier_throughput(&fs::read(self.folder.join("out.json")).unwrap_or_default())
-            }
-        };
-        throughput.ok_or_else(|| format!("{} says no throughput where it was looked for", peer.tool[0]))
+        let figures = peer.tool_output.figures(&output.stdout, &self.folder);
+        let figures = figures.ok_or_else(|| {
+            format!("{} says no throughput where it was looked for{}", peer.tool[0], said())
+        })?;
+        Ok((figures, took))
     }
 
     /// Its process.
@@ -398,31 +365,40 @@ impl Running {
 
     /// Stops it where it stands, so that it takes no time from others.
     pub fn freeze(&self) {
-        self.signal("-STOP");
+        self.signal("STOP");
     }
 
     /// Lets it go on.
     pub fn thaw(&self) {
-        self.signal("-CONT");
+        self.signal("CONT");
     }
 
     fn signal(&self, signal: &str) {
         if !self.may_freeze {
             return;
         }
-        // The shell's own kill: there may be no program of that name. If it fails the server merely stays awake.
-        let script = format!("kill {signal} {}", self.pid());
-        let _ = Command::new("sh").arg("-c").arg(script).stdin(Stdio::null()).stderr(Stdio::null()).status();
+        // If it fails the server merely stays awake.
+        let _ = system::signal(self.pid(), signal);
     }
 
     /// The end of what it printed, for an error message.
     pub fn log_tail(&self) -> String {
         let text = fs::read(self.folder.join("log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(5)..].join("\n  ");
-        if tail.is_empty() { String::new() } else { format!("; it printed:\n  {tail}") }
+        tail(&String::from_utf8_lossy(&text))
     }
+}
+
+/// The end of what a program printed, for an error message.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(5)..].join("\n  ");
+    if tail.is_empty() { String::new() } else { format!("; it printed:\n  {tail}") }
+}
+
+/// CPU time of all processes that were started here and have ended.
+fn children_cpu_time() -> Duration {
+    let usage = cpu::children_usage();
+    usage.user + usage.system
 }
 
 impl Drop for Running {
@@ -441,15 +417,8 @@ pub struct ToolLoad {
     pub connections: usize,
     /// For how long.
     pub seconds: f64,
-}
-
-fn redis_benchmark_throughput(csv: &str) -> Option<f64> {
-    csv.lines().last()?.split(',').nth(1)?.trim_matches('"').parse().ok()
-}
-
-fn memtier_throughput(json: &[u8]) -> Option<f64> {
-    let report: serde_json::Value = serde_json::from_slice(json).ok()?;
-    report.pointer("/ALL STATS/Totals/Ops~1sec")?.as_f64()
+    /// How often in all, for those that take a number.
+    pub requests: u64,
 }
 
 fn fill_in(text: &str, fields: &[(&'static str, String)]) -> String {
@@ -471,6 +440,7 @@ fn spawn_pinned(mut command: Command, core: Option<usize>) -> Result<Child, Stri
 fn answers(mut stream: impl Read + Write, protocol: Protocol) -> std::io::Result<bool> {
     let request: &[u8] = match protocol {
         Protocol::Resp => b"*1\r\n$4\r\nPING\r\n",
+        Protocol::Memcache => b"version\r\n",
         Protocol::Http => b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
     };
     stream.write_all(request)?;
@@ -479,7 +449,8 @@ fn answers(mut stream: impl Read + Write, protocol: Protocol) -> std::io::Result
     Ok(count > 0 && !reply.starts_with(b"-LOADING"))
 }
 
-fn fresh_folder() -> std::io::Result<PathBuf> {
+/// A folder that nobody had before. Its name is short: a socket's path may have 107 bytes.
+pub fn fresh_folder() -> std::io::Result<PathBuf> {
     let base = std::env::temp_dir();
     for number in 0..10_000 {
         let folder = base.join(format!("loadgen-{}-{number}", std::process::id()));
@@ -496,48 +467,4 @@ fn fresh_folder() -> std::io::Result<PathBuf> {
 fn free_ports() -> std::io::Result<[u16; 2]> {
     let listeners = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
     Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn other_tools_throughput_is_found() {
-        let csv = "\"test\",\"rps\",\"avg_latency_ms\"\n\"GET\",\"81234.50\",\"0.301\"\n";
-        assert_eq!(redis_benchmark_throughput(csv), Some(81_234.5));
-        assert_eq!(redis_benchmark_throughput("ERROR"), None);
-        let json = br#"{"ALL STATS": {"Totals": {"Ops/sec": 86000.25}}}"#;
-        assert_eq!(memtier_throughput(json), Some(86_000.25));
-        assert_eq!(memtier_throughput(b""), None);
-    }
-
-    #[test]
-    fn builtin_targets_have_distinct_names_and_known_fields() {
-        let list = builtin();
-        for entry in &list {
-            assert_eq!(list.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
-            let known = [
-                "port",
-                "http-port",
-                "socket",
-                "dir",
-                "core",
-                "reply-bytes",
-                "connections",
-                "pipeline",
-                "requests",
-                "keys",
-                "value-size",
-                "ratio",
-                "seconds",
-            ];
-            for word in entry.command.iter().chain(&entry.tool) {
-                if let Some((_, rest)) = word.split_once('{') {
-                    let field = rest.split('}').next().unwrap_or_default();
-                    assert!(known.contains(&field), "{}: {word}", entry.name);
-                }
-            }
-        }
-    }
 }

@@ -110,5 +110,8 @@ mod tests {
         assert_eq!(words(&[1.2, 1.21, 1.3]), "more");
         assert_eq!(words(&[0.9, 1.1, 1.0, 0.95, 1.05]), "cannot tell");
         assert_eq!(words(&[0.5, 0.5]), "cannot tell");
+        // The median alone decides nothing.
+        assert_eq!(words(&[0.9, 0.95, 1.2]), "cannot tell");
+        assert_eq!(words(&[0.8, 1.05, 1.1]), "cannot tell");
     }
 }

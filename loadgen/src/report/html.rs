@@ -15,13 +15,15 @@ h3 { font-size: 1rem; margin-bottom: .2rem; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
-thead th { border-bottom: 1px solid #bbb; font-weight: 600; }
+.manifest th { text-align: left; }
+thead th { border-bottom: 1px solid #bbb; font-weight: 600; white-space: normal; vertical-align: bottom; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; font-weight: 700; color: #fff; }
 .VALID { background: #00795c; } .SUSPECT { background: #a36200; } .INVALID { background: #b3261e; }
 .loop { color: #555; font-weight: 400; }
 .manifest td:first-child { color: #555; white-space: nowrap; } .manifest td { text-align: left; white-space: normal; word-break: break-word; }
 svg { width: 100%; height: auto; }
-@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } svg, table { break-inside: avoid; } }
+@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } svg, table { break-inside: avoid; }
+  table { font-size: 10px; } th, td { padding-right: .4rem; } }
 ";
 
 /// The percentiles of the tables; the curve and the JSON have more.
@@ -63,6 +65,14 @@ pub fn page(report: &Report) -> String {
          requests from being sent.</p>{}",
         plot::latency_by_percentile(&runs)
     );
+    if runs.iter().filter(|run| run.response_time.is_some()).count() >= 3 {
+        let _ = writeln!(
+            body,
+            "<h2>Latency against offered rate</h2><p>Rates that were offered and not reached have no latency and are \
+             left out: their backlog grew as long as the run lasted.</p>{}",
+            plot::latency_by_rate(&runs)
+        );
+    }
     let _ = writeln!(
         body,
         "<h2>CPU per request</h2><p>On loopback the sender's system call does the receiver's TCP work, so each \
@@ -84,6 +94,25 @@ pub fn document(title: &str, body: &str) -> String {
          </head><body>\n{body}\n</body></html>\n",
         escape(title)
     )
+}
+
+/// A table of text.
+pub fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let cells = |kind: &str, cells: &mut dyn Iterator<Item = &str>| -> String {
+        cells.map(|cell| format!("<{kind}>{}</{kind}>", escape(cell))).collect()
+    };
+    let mut text =
+        format!("<table><thead><tr>{}</tr></thead><tbody>", cells("th", &mut columns.iter().copied()));
+    for row in rows {
+        let _ = write!(text, "<tr>{}</tr>", cells("td", &mut row.iter().map(String::as_str)));
+    }
+    text + "</tbody></table>"
+}
+
+/// A list of text; nothing where there is none.
+pub fn list<'a>(lines: impl Iterator<Item = &'a String>) -> String {
+    let items: String = lines.map(|line| format!("<li>{}</li>", escape(line))).collect();
+    if items.is_empty() { items } else { format!("<ul>{items}</ul>") }
 }
 
 /// A verdict as a badge.
@@ -136,7 +165,13 @@ fn section(run: &RunReport) -> String {
     if !run.reasons.is_empty() || !run.notes.is_empty() {
         text.push_str("<ul>");
         for reason in &run.reasons {
-            let _ = write!(text, "<li><b>{}</b>: {}</li>", reason.grade, escape(&reason.text));
+            let _ = write!(
+                text,
+                "<li><b>{}</b>: {}; {}</li>",
+                reason.grade,
+                escape(&reason.text),
+                escape(reason.advice)
+            );
         }
         for note in &run.notes {
             let _ = write!(text, "<li>{}</li>", escape(note));
@@ -248,16 +283,19 @@ fn manifest(report: &Report) -> String {
     text.push_str(&manifest_rows(&report.manifest));
     if let Some(run) = report.runs.first() {
         let workload = &run.workload;
-        let asked = match &workload.command {
-            Some(command) => command.clone(),
-            None => format!("SET:GET {}:{}", workload.sets, workload.gets),
+        let asked = match &workload.commands[..] {
+            [] => format!("SET:GET {}:{}", workload.sets, workload.gets),
+            commands => {
+                let with_count = |(command, count): &(String, u32)| format!("{count} × {command}");
+                commands.iter().map(with_count).collect::<Vec<_>>().join(", ")
+            }
         };
         let workload = format!(
             "{asked}, {} keys of {} bytes, values of {} bytes, {}, seed {}",
             thousands(workload.keys as f64),
-            workload.key_bytes,
+            workload.key_sizes.map_or(workload.key_bytes.to_string(), |sizes| sizes.to_string()),
             workload.value_bytes,
-            workload.theta.map_or("uniform".into(), |theta| format!("Zipf {theta}")),
+            workload.key_distribution,
             workload.seed
         );
         let core = |core: Option<usize>| core.map_or("not pinned".into(), |core| format!("core {core}"));
@@ -267,6 +305,25 @@ fn manifest(report: &Report) -> String {
         }
     }
     text + "</tbody></table>"
+}
+
+/// The page of a report: what it is about, why it is not whole, its parts, and the conditions.
+pub fn whole_page(
+    title: &str,
+    lead: &str,
+    incomplete: Option<&str>,
+    parts: &str,
+    manifest: &crate::system::Manifest,
+) -> String {
+    let incomplete =
+        incomplete.map_or(String::new(), |why| format!("<p><b>Incomplete:</b> {}</p>", escape(why)));
+    let body = format!(
+        "<h1>{}</h1><p>{}</p>{incomplete}{parts}<h2>Conditions</h2><table class=\"manifest\"><tbody>{}</tbody></table>",
+        escape(title),
+        escape(lead),
+        manifest_rows(manifest)
+    );
+    document(title, &body)
 }
 
 /// The machine and the build, as rows of a table.
@@ -300,15 +357,14 @@ pub fn manifest_rows(manifest: &crate::system::Manifest) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{plan, worked};
-    use super::super::{Placement, RunReport};
+    use super::super::tests::reported;
     use super::*;
     use crate::system::Manifest;
 
     #[test]
     fn the_page_stands_alone() {
-        let open = RunReport::new("a <b> & \"c\"", &plan(true), worked(true, 100_000), Placement::default());
-        let closed = RunReport::new("max", &plan(false), worked(false, 100_000), Placement::default());
+        let open = reported("a <b> & \"c\"", true, 100_000);
+        let closed = reported("max", false, 100_000);
         let page = page(&Report::new("demo", Manifest::read(), vec![closed, open]));
         assert!(page.contains("a &lt;b&gt; &amp; &quot;c&quot;") && !page.contains("a <b>"));
         assert!(!page.contains("<script") && !page.contains("src="));

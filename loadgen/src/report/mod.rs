@@ -3,21 +3,31 @@
 //! A figure that does not exist is `null` in JSON and a dash for people, never zero and never NaN. Every latency
 //! carries the loop it was measured in.
 
+pub mod files;
 pub mod html;
+pub mod overlay;
 pub mod plot;
+pub mod side_by_side;
+pub mod stored;
 pub mod table;
 
-use crate::client::{Counts, Load, Outcome, Plan, Stop};
+use crate::arrivals::ArrivalTest;
+use crate::client::{Counts, Failure, Load, Plan, Stop};
 use crate::histogram::{self, Interval, Summary};
 use crate::schedule::Arrival;
+use crate::server_config;
 use crate::stages::StagesReport;
 use crate::system::Manifest;
+use crate::trend::Trend;
 use crate::verdict::{self, Evidence, Reason, Verdict};
 use crate::worker::{CpuUse, Io, Worked};
 use crate::workload::WorkloadOptions;
+use files::Histograms;
 use reactor::server::event::Target;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// Name and version of the JSON schema.
 pub const SCHEMA: &str = "millrace-loadgen-report-1";
@@ -26,7 +36,7 @@ pub const SCHEMA: &str = "millrace-loadgen-report-1";
 const SATURATED_SHARE: f64 = 0.9;
 
 /// Which loop, and how it was paced.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum LoopReport {
     /// See [`Load::Closed`].
@@ -60,7 +70,8 @@ pub enum Saturated {
 }
 
 impl Saturated {
-    fn of(generator: Option<f64>, server: Option<f64>) -> Saturated {
+    /// By the share of its core that each side used.
+    pub fn of(generator: Option<f64>, server: Option<f64>) -> Saturated {
         let full = |share: Option<f64>| share.is_some_and(|share| share >= SATURATED_SHARE);
         match (full(generator), full(server), server) {
             (true, true, _) => Saturated::Both,
@@ -91,8 +102,16 @@ pub struct CpuReport {
     pub generator_us_per_request: Option<f64>,
     /// Server CPU per completed request.
     pub server_us_per_request: Option<f64>,
-    /// Generator CPU as a share of its core.
+    /// Cycles of the server per completed request, in user mode and in the kernel; `null` where they cannot be counted.
+    pub server_cycles_per_request: Option<f64>,
+    /// Instructions, the same.
+    pub server_instructions_per_request: Option<f64>,
+    /// System calls, where asked for.
+    pub server_syscalls_per_request: Option<f64>,
+    /// Generator CPU as a share of one core (over 1: several threads).
     pub generator_share: Option<f64>,
+    /// That of its busiest thread.
+    pub generator_busiest_share: Option<f64>,
     /// What the generator spun, waiting for the next arrival.
     pub generator_spun_share: Option<f64>,
     /// Server CPU as a share of one core (over 1: several threads).
@@ -109,43 +128,8 @@ pub struct CpuReport {
     pub replies_per_receive: Option<f64>,
 }
 
-/// Everything counted, and per second.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CountsReport {
-    /// Requests of the measurement.
-    pub offered: u64,
-    /// Handed to the kernel.
-    pub sent: u64,
-    /// Replies that came while it lasted.
-    pub completed: u64,
-    /// Replies to requests of the measurement, the drain included.
-    pub answered: u64,
-    /// Error replies.
-    pub errors: u64,
-    /// GETs that found nothing.
-    pub misses: u64,
-    /// Pushes.
-    pub pushes: u64,
-    /// Timed out.
-    pub timeouts: u64,
-    /// Lost with their connections.
-    pub lost: u64,
-    /// Unanswered at the end: in the histograms as lower bounds.
-    pub unanswered: u64,
-    /// Replies checked in full.
-    pub checked: u64,
-    /// Of these wrong.
-    pub wrong: u64,
-    /// Connections opened again.
-    pub reconnects: u64,
-    /// Bytes of requests.
-    pub sent_bytes: u64,
-    /// Bytes of replies.
-    pub received_bytes: u64,
-}
-
 /// A point of a latency curve.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// Between 0 and 1.
     pub quantile: f64,
@@ -176,7 +160,7 @@ pub struct RunReport {
     /// Requests offered a second (open loop).
     pub offered_per_s: Option<f64>,
     /// Everything counted.
-    pub counts: CountsReport,
+    pub counts: Counts,
     /// Received − intended. Open loop only.
     pub response_time: Option<Summary>,
     /// Received − sent.
@@ -199,14 +183,25 @@ pub struct RunReport {
     pub generator_core: Option<usize>,
     /// The server's core, where this tool chose it.
     pub server_core: Option<usize>,
+    /// Whether requests left as they were drawn (open loop).
+    pub arrivals: Option<ArrivalTest>,
+    /// What became of the latency while it lasted.
+    pub trend: Option<Trend>,
+    /// The server's own configuration, where it tells; without what is secret.
+    pub server_configuration: BTreeMap<String, String>,
     /// Whether it can be believed.
     pub verdict: Verdict,
     /// Why not.
     pub reasons: Vec<Reason>,
     /// What else to know.
     pub notes: Vec<String>,
+    /// Everything recorded, for other tools' formats.
+    #[serde(skip)]
+    pub histograms: Histograms,
     /// It ended before its time; then why.
     pub incomplete: Option<String>,
+    /// That was because more requests waited than a run may hold: the rate is far out of reach.
+    pub is_backlogged: bool,
 }
 
 /// Where things ran.
@@ -218,14 +213,41 @@ pub struct Placement {
     pub server_core: Option<usize>,
 }
 
+/// What is known of both sides beside the measurement.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// The server's own configuration, where it tells.
+    pub server_configuration: BTreeMap<String, String>,
+    /// Its acknowledged writes are on stable storage; `None`: it does not say.
+    pub durable: Option<bool>,
+    /// Cores this process may use.
+    pub cores: usize,
+}
+
+impl Conditions {
+    /// Asks the target of a plan, and the machine.
+    pub fn ask(plan: &Plan) -> Conditions {
+        let server_configuration = server_config::read(plan);
+        let durable = server_config::is_durable(&server_configuration);
+        Conditions { server_configuration, durable, cores: reactor::cpu::allowed_cores().len() }
+    }
+}
+
 impl RunReport {
     /// Judges what a worker brought back.
-    pub fn new(title: &str, plan: &Plan, worked: Worked, placement: Placement) -> RunReport {
-        let Worked { outcome, cpu, stages, io, notes } = worked;
+    pub fn new(
+        title: &str,
+        plan: &Plan,
+        worked: Worked,
+        placement: Placement,
+        conditions: Conditions,
+    ) -> RunReport {
+        let Worked { outcome, cpu, stages, io, notes, epoch } = worked;
         let (stages, stages_absent) = match stages {
             Ok(stages) => (Some(stages), None),
             Err(why) => (None, Some(why)),
         };
+        let is_backlogged = outcome.failure == Some(Failure::Backlog);
         let incomplete = match (&outcome.failure, outcome.interrupted) {
             (Some(failure), _) => Some(failure.to_string()),
             (None, true) => Some("it was interrupted; what was measured until then is shown".into()),
@@ -241,12 +263,21 @@ impl RunReport {
         let per_second = |count: u64| (window_s > 0.0).then(|| count as f64 / window_s);
         let counts = &outcome.counts;
         let primary = if open { &response } else { &service };
+        let trend = Trend::of(&outcome.intervals);
+        let rate_changes = match &plan.load {
+            Load::Open { arrival, .. } => !arrival.is_stationary(),
+            Load::Closed { .. } => false,
+        };
+        let arrivals = match (outcome.picked.clone(), &plan.load) {
+            (Some(picked), Load::Open { rate, arrival }) => picked.judge(arrival, *rate),
+            _ => None,
+        };
         let evidence = Evidence {
             open,
             samples: primary.samples,
             latency_p99_ns: primary.at(0.99),
             lateness_p99_ns: lateness.at(0.99),
-            generator_share: cpu.generator_share,
+            generator_share: cpu.generator_busiest_share,
             foreign_share: cpu.foreign_share,
             steal_share: cpu.steal_share,
             offered: counts.offered,
@@ -261,13 +292,30 @@ impl RunReport {
             unanswered: counts.unanswered,
             incomplete: incomplete.clone(),
             debug_build: cfg!(debug_assertions),
+            arrivals,
+            trend,
+            rate_changes,
+            durable_server: conditions.durable,
+            spun_share: cpu.generator_spun_share,
+            server_share: cpu.server_share,
+            cores: conditions.cores,
         };
         let (verdict, reasons) = verdict::judge(&evidence);
+        let began_ago =
+            epoch.elapsed().saturating_sub(Duration::from_nanos(outcome.measure_began_ns.unwrap_or(0)));
+        let histograms = Histograms {
+            began: SystemTime::now().checked_sub(began_ago).unwrap_or(SystemTime::UNIX_EPOCH),
+            response: outcome.response.clone(),
+            service: outcome.service.clone(),
+            lateness: outcome.lateness.clone(),
+        };
         RunReport {
             title: title.into(),
-            loop_report: match plan.load {
-                Load::Closed { pipeline } => LoopReport::Closed { pipeline },
-                Load::Open { rate, arrival } => LoopReport::Open { rate_per_s: rate, arrival },
+            loop_report: match &plan.load {
+                Load::Closed { pipeline } => LoopReport::Closed { pipeline: *pipeline },
+                Load::Open { rate, arrival } => {
+                    LoopReport::Open { rate_per_s: *rate, arrival: arrival.clone() }
+                }
             },
             target: target_text(plan),
             connections: plan.connections,
@@ -280,7 +328,7 @@ impl RunReport {
                 .into_iter()
                 .map(|(quantile, ns)| CurvePoint { quantile, ns })
                 .collect(),
-            counts: counts_report(&outcome),
+            counts: outcome.counts.clone(),
             response_time: open.then_some(response),
             service_time: service,
             lateness: open.then_some(lateness),
@@ -291,10 +339,15 @@ impl RunReport {
             generator_io: io,
             generator_core: placement.generator_core,
             server_core: placement.server_core,
+            arrivals,
+            trend,
+            server_configuration: conditions.server_configuration,
             verdict,
             reasons,
             notes,
             incomplete,
+            is_backlogged,
+            histograms,
         }
     }
 
@@ -308,54 +361,13 @@ impl RunReport {
 
     /// The loop in words, for every label.
     pub fn loop_text(&self) -> String {
-        match self.loop_report {
+        match &self.loop_report {
             LoopReport::Closed { pipeline: 1 } => "closed loop".into(),
             LoopReport::Closed { pipeline } => format!("closed loop, pipeline {pipeline}"),
             LoopReport::Open { rate_per_s, arrival } => {
-                let arrival = match arrival {
-                    Arrival::Poisson => "Poisson",
-                    Arrival::Constant => "constant",
-                };
-                format!("open loop, {arrival}, {}/s", table::thousands(rate_per_s))
+                format!("open loop, {}, {}/s", arrival.describe(), table::thousands(*rate_per_s))
             }
         }
-    }
-}
-
-fn counts_report(outcome: &Outcome) -> CountsReport {
-    let Counts {
-        offered,
-        sent,
-        completed,
-        answered,
-        errors,
-        nulls,
-        pushes,
-        timeouts,
-        lost,
-        unanswered,
-        checked,
-        wrong,
-        reconnects,
-        sent_bytes,
-        received_bytes,
-    } = outcome.counts;
-    CountsReport {
-        offered,
-        sent,
-        completed,
-        answered,
-        errors,
-        misses: nulls,
-        pushes,
-        timeouts,
-        lost,
-        unanswered,
-        checked,
-        wrong,
-        reconnects,
-        sent_bytes,
-        received_bytes,
     }
 }
 
@@ -366,16 +378,25 @@ fn cpu_report(cpu: &CpuUse, counts: &Counts) -> CpuReport {
         |ns: u64| (known && counts.completed > 0).then(|| ns as f64 / 1e3 / counts.completed as f64);
     let ratio = |parts: u64| (parts > 0).then(|| counts.completed as f64 / parts as f64);
     let generator_share = share(cpu.generator_ns);
+    let busiest_share = share(cpu.busiest_ns);
     let server_share = cpu.server_ns.and_then(share);
+    let counted = |at: usize| {
+        let per_request = cpu.server_counted[at]? as f64 / counts.completed as f64;
+        (counts.completed > 0).then_some(per_request)
+    };
     CpuReport {
+        server_cycles_per_request: counted(0),
+        server_instructions_per_request: counted(1),
+        server_syscalls_per_request: counted(2),
         generator_us_per_request: per_request(cpu.generator_ns),
         server_us_per_request: cpu.server_ns.and_then(per_request),
         generator_share,
+        generator_busiest_share: busiest_share,
         generator_spun_share: share(cpu.generator_spun_ns),
         server_share,
         foreign_share: cpu.foreign_ns.and_then(share),
         steal_share: cpu.steal_ns.and_then(share),
-        saturated: Saturated::of(generator_share, server_share),
+        saturated: Saturated::of(busiest_share, server_share),
         requests_per_enter: ratio(cpu.enters),
         replies_per_receive: ratio(cpu.receives),
     }
@@ -385,6 +406,7 @@ fn target_text(plan: &Plan) -> String {
     let scheme = match plan.workload.protocol {
         crate::workload::Protocol::Resp => "resp",
         crate::workload::Protocol::Http => "http",
+        crate::workload::Protocol::Memcache => "memcache",
     };
     match &plan.target {
         Target::Tcp(address) => format!("{scheme}://{address}"),
@@ -442,6 +464,20 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), String> {
     write(path, &bytes)
 }
 
+/// Whether a file can be written there, without changing what it may hold already.
+pub fn check_writable(path: &Path) -> Result<(), String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let existed = path.exists();
+    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
+    made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(path))
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    if !existed {
+        // An empty report would be taken for one.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
 /// Writes a whole file, with the folders above it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -453,7 +489,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::client::Failure;
+    use crate::client::Outcome;
 
     pub fn plan(open: bool) -> Plan {
         Plan {
@@ -470,6 +506,8 @@ pub mod tests {
             drain_ns: 1_000_000_000,
             timeout_ns: 10_000_000_000,
             interval_ns: 100_000_000,
+            connects_per_s: None,
+            requests_per_connection: None,
         }
     }
 
@@ -497,6 +535,8 @@ pub mod tests {
         let outcome = Outcome {
             failure: None,
             interrupted: false,
+            measure_began_ns: Some(0),
+            picked: None,
             window_ns: 2_000_000_000,
             counts: Counts {
                 offered: samples,
@@ -515,8 +555,10 @@ pub mod tests {
         let cpu = CpuUse {
             wall_ns: 2_000_000_000,
             generator_ns: 1_000_000_000,
+            busiest_ns: 1_000_000_000,
             generator_spun_ns: 500_000_000,
             server_ns: Some(1_900_000_000),
+            server_counted: [Some(5 * samples), Some(9 * samples), None],
             foreign_ns: Some(10_000_000),
             steal_ns: Some(0),
             enters: 1_000,
@@ -524,18 +566,27 @@ pub mod tests {
             sends: 5_000,
         };
         let stages = Ok(crate::stages::tests::report(2_000));
-        Worked { outcome, cpu, stages, io: Io::IoUring, notes: vec!["a note".into()] }
+        let epoch = std::time::Instant::now();
+        Worked { epoch, outcome, cpu, stages, io: Io::IoUring, notes: vec!["a note".into()] }
+    }
+
+    /// A run of so many requests.
+    pub fn reported(title: &str, open: bool, samples: u64) -> RunReport {
+        let worked = worked(open, samples);
+        RunReport::new(title, &plan(open), worked, Placement::default(), Conditions::default())
     }
 
     #[test]
     fn a_closed_loop_has_no_response_time_and_an_open_one_has() {
-        let closed = RunReport::new("max", &plan(false), worked(false, 100_000), Placement::default());
+        let closed = reported("max", false, 100_000);
         assert_eq!((closed.response_time.is_none(), closed.lateness.is_none()), (true, true));
         assert_eq!(closed.latency().0, "service time");
         assert_eq!(closed.throughput_per_s, Some(50_000.0));
         assert_eq!(closed.cpu.server_us_per_request, Some(19.0));
         assert_eq!(closed.cpu.saturated, Saturated::Server);
-        let open = RunReport::new("half", &plan(true), worked(true, 100_000), Placement::default());
+        assert_eq!(closed.cpu.server_instructions_per_request, Some(9.0));
+        assert_eq!(closed.cpu.server_syscalls_per_request, None);
+        let open = reported("half", true, 100_000);
         assert_eq!(open.latency().0, "response time");
         assert!(open.loop_text().contains("open loop, Poisson, 50,000/s"), "{}", open.loop_text());
     }
@@ -546,7 +597,8 @@ pub mod tests {
         nothing.cpu = CpuUse::default();
         nothing.outcome.window_ns = 0;
         nothing.outcome.failure = Some(Failure::Refused(111));
-        let run = RunReport::new("nothing", &plan(true), nothing, Placement::default());
+        let run =
+            RunReport::new("nothing", &plan(true), nothing, Placement::default(), Conditions::default());
         assert_eq!(run.verdict, Verdict::Invalid);
         assert!(run.incomplete.as_deref().is_some_and(|text| text.contains("refused")));
         let report = Report::new("empty", Manifest::read(), vec![run]);

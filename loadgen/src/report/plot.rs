@@ -1,7 +1,7 @@
 //! The plots, as SVG text that goes into the page as it is.
 
-use super::RunReport;
-use super::table::{micros, quantile_name};
+use super::table::{micros, quantile_name, thousands};
+use super::{CurvePoint, RunReport};
 use crate::stages::StagesReport;
 use plotters::prelude::*;
 
@@ -54,57 +54,142 @@ fn latency_label(us: &f64) -> String {
     }
 }
 
-/// Latency by percentile, each run a curve; the x axis is 1/(1−q), logarithmic, as in HDR plots.
-pub fn latency_by_percentile(runs: &[&RunReport]) -> String {
-    let curves: Vec<(String, Vec<(f64, f64)>)> = runs
-        .iter()
-        .filter(|run| run.curve.len() > 1)
-        .map(|run| {
-            let points = run.curve.iter().map(|point| (1.0 / (1.0 - point.quantile), point.ns as f64 / 1e3));
-            (format!("{} ({})", run.latency().0, run.loop_text()), points.collect())
-        })
-        .collect();
-    let all = || curves.iter().flat_map(|(_, points)| points);
-    if curves.is_empty() {
-        return "<p>(too few samples for a curve)</p>".into();
-    }
-    let right = all().map(|point| point.0).fold(10.0, f64::max);
-    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
-    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 1.25;
-    svg(HEIGHT, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(38)
-            .y_label_area_size(64)
-            .build_cartesian_2d((1.0..right).log_scale(), (low..high).log_scale())?;
+/// A named line and how it is drawn.
+type Series = (String, ShapeStyle, Vec<(f64, f64)>);
+
+/// What stands beside the axes of a plot of latencies.
+struct Frame<'a> {
+    x_labels: usize,
+    x_label: &'a dyn Fn(&f64) -> String,
+    below: String,
+    /// Room over the highest value, as a factor.
+    headroom: f64,
+    /// Where the names stand; `None`: outside.
+    legend: Option<SeriesLabelPosition>,
+    dots: bool,
+}
+
+/// Percentiles below an axis that is 1/(1−q).
+fn percentile_label(x: &f64) -> String {
+    if *x <= 1.0 { "min".into() } else { quantile_name(1.0 - 1.0 / x) }
+}
+
+/// Latencies in µs, on a logarithmic axis, over whatever x is.
+fn latency_plot<X>(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    x: impl plotters::coord::ranged1d::AsRangedCoord<CoordDescType = X, Value = f64>,
+    series: &[Series],
+    frame: Frame<'_>,
+) -> Plotted
+where
+    X: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
+{
+    let all = || series.iter().flat_map(|(_, _, points)| points).map(|point| point.1);
+    let low = all().fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
+    let high = all().fold(low * 2.0, f64::max) * frame.headroom;
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .x_label_area_size(38)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x, (low..high).log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(GRID)
+        .label_style(label())
+        .x_labels(frame.x_labels)
+        .y_labels(8)
+        .x_label_formatter(&frame.x_label)
+        .y_label_formatter(&latency_label)
+        .x_desc(frame.below)
+        .draw()?;
+    for (name, style, points) in series {
+        let style = *style;
         chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(label())
-            .x_labels(7)
-            .y_labels(8)
-            .x_label_formatter(&|x| if *x <= 1.0 { "min".into() } else { quantile_name(1.0 - 1.0 / x) })
-            .y_label_formatter(&latency_label)
-            .x_desc("percentile")
-            .draw()?;
-        for (index, (name, points)) in curves.iter().enumerate() {
-            let style = colour(index).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), style))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            .draw_series(LineSeries::new(points.iter().copied(), style))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        if frame.dots {
+            chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, style.color.filled())))?;
         }
+    }
+    if let Some(position) = frame.legend {
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(position)
             .background_style(WHITE.mix(0.85))
             .border_style(TRANSPARENT)
             .label_font(label())
             .draw()?;
-        Ok(())
-    })
+    }
+    Ok(())
+}
+
+/// Latency by percentile, each run a curve; the x axis is 1/(1−q), logarithmic, as in HDR plots.
+pub fn latency_by_percentile(runs: &[&RunReport]) -> String {
+    let curves: Vec<(String, &[CurvePoint])> = runs
+        .iter()
+        .map(|run| (format!("{} ({})", run.latency().0, run.loop_text()), &run.curve[..]))
+        .collect();
+    curves_by_percentile(&curves)
+}
+
+/// Named curves, whoever measured them.
+pub fn curves_by_percentile(curves: &[(String, &[CurvePoint])]) -> String {
+    let curves = curves.iter().filter(|(_, curve)| curve.len() > 1).enumerate();
+    let curves: Vec<Series> = curves
+        .map(|(index, (name, curve))| {
+            let points = curve.iter().map(|point| (1.0 / (1.0 - point.quantile), point.ns as f64 / 1e3));
+            (name.clone(), colour(index).stroke_width(2), points.collect())
+        })
+        .collect();
+    if curves.is_empty() {
+        return "<p>(too few samples for a curve)</p>".into();
+    }
+    let frame = Frame {
+        x_labels: 7,
+        x_label: &percentile_label,
+        below: "percentile".into(),
+        headroom: 1.25,
+        legend: Some(SeriesLabelPosition::LowerRight),
+        dots: false,
+    };
+    svg(HEIGHT, |area| latency_plot(area, (1.0..right_end(&curves, 10.0)).log_scale(), &curves, frame))
+}
+
+/// The highest x there is, and no less than that.
+fn right_end(series: &[Series], least: f64) -> f64 {
+    series.iter().flat_map(|(_, _, points)| points).map(|point| point.0).fold(least, f64::max)
+}
+
+/// p50, p99 and p99.9 of open-loop runs against the rate they were offered; what was not reached is left out.
+pub fn latency_by_rate(runs: &[&RunReport]) -> String {
+    let mut runs: Vec<&RunReport> =
+        runs.iter().copied().filter(|run| !crate::sweep::is_overloaded(run)).collect();
+    runs.retain(|run| run.response_time.is_some() && run.offered_per_s.is_some());
+    runs.sort_by(|a, b| a.offered_per_s.unwrap_or(0.0).total_cmp(&b.offered_per_s.unwrap_or(0.0)));
+    let quantiles = [0.5, 0.99, 0.999].into_iter().enumerate();
+    let series: Vec<Series> = quantiles
+        .map(|(index, quantile)| {
+            let point =
+                |run: &&RunReport| Some((run.offered_per_s?, run.latency().1.at(quantile)? as f64 / 1e3));
+            let points = runs.iter().filter_map(point).collect();
+            (quantile_name(quantile), colour(index).stroke_width(2), points)
+        })
+        .collect();
+    if runs.len() < 3 || series.iter().map(|(_, _, points)| points.len()).sum::<usize>() < 3 {
+        return "<p>(too few rates for a plot)</p>".into();
+    }
+    let frame = Frame {
+        x_labels: 8,
+        x_label: &|x| thousands(*x),
+        below: "offered requests a second; response time (open loop)".into(),
+        headroom: 1.25,
+        legend: Some(SeriesLabelPosition::UpperLeft),
+        dots: true,
+    };
+    svg(HEIGHT, |area| latency_plot(area, 0.0..right_end(&series, 0.0) * 1.03, &series, frame))
 }
 
 /// p50, p99 and maximum of every interval of one run.
@@ -115,57 +200,116 @@ pub fn latency_over_time(run: &RunReport) -> String {
         ("p99", |interval| interval.p99_ns),
         ("max", |interval| interval.max_ns),
     ];
-    let series: Vec<(&str, Vec<(f64, f64)>)> = picks
+    let series: Vec<Series> = picks
         .iter()
-        .map(|(name, pick)| {
+        .enumerate()
+        .map(|(index, (name, pick))| {
             let points = run.intervals.iter().filter_map(|interval| {
                 let middle = interval.start_ms as f64 / 1e3 + interval.length_ms / 2e3;
                 Some((middle, pick(interval)? as f64 / 1e3))
             });
-            (*name, points.collect())
+            (name.to_string(), colour(index).stroke_width(2), points.collect())
         })
         .collect();
-    let all = || series.iter().flat_map(|(_, points)| points);
-    if all().count() < 2 {
+    if series.iter().map(|(_, _, points)| points.len()).sum::<usize>() < 2 {
         return "<p>(too few intervals for a plot)</p>".into();
     }
-    let right = run.window_s.max(0.1);
-    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
-    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 4.0;
-    svg(HEIGHT, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(38)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..right, (low..high).log_scale())?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(label())
-            .x_labels(8)
-            .y_labels(8)
-            .x_label_formatter(&|x| format!("{x:.1} s"))
-            .y_label_formatter(&latency_label)
-            .x_desc(format!("time; {} ({})", run.latency().0, run.loop_text()))
-            .draw()?;
-        for (index, (name, points)) in series.iter().enumerate() {
-            let style = colour(index).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), style))?
-                .label(*name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    let frame = Frame {
+        x_labels: 8,
+        x_label: &|x| format!("{x:.1} s"),
+        below: format!("time; {} ({})", run.latency().0, run.loop_text()),
+        headroom: 4.0,
+        legend: Some(SeriesLabelPosition::UpperRight),
+        dots: false,
+    };
+    svg(HEIGHT, |area| latency_plot(area, 0.0..run.window_s.max(0.1), &series, frame))
+}
+
+/// A named line of points.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// In the legend.
+    pub name: String,
+    /// In order.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Lines over steps: what is measured at so many workers stands above that number, whatever lies between two of them. The
+/// axis at the left begins at zero, or is logarithmic where the values lie far apart; values below zero have no place.
+pub fn lines(lines: &[Line], label_below: &str) -> String {
+    let all = || lines.iter().flat_map(|line| &line.points).filter(|point| point.1 > 0.0);
+    if all().count() == 0 {
+        return "<p>(nothing to plot)</p>".into();
+    }
+    let mut steps: Vec<f64> = all().map(|point| point.0).collect();
+    steps.sort_by(f64::total_cmp);
+    steps.dedup();
+    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min);
+    let high = all().map(|point| point.1).fold(0.0, f64::max);
+    let last = steps.len() as f64 - 1.0;
+    let left_to_right = -0.3..last + 0.3;
+    svg(HEIGHT + 20 * lines.len() as u32, |area| {
+        let (plot, names) = area.split_vertically(HEIGHT);
+        let mut builder = ChartBuilder::on(&plot);
+        builder.margin(10).x_label_area_size(38).y_label_area_size(84);
+        if high / low > 8.0 {
+            let chart = builder.build_cartesian_2d(left_to_right, (low * 0.7..high * 1.4).log_scale())?;
+            draw_lines(chart, lines, &steps, label_below)?;
+        } else {
+            let chart = builder.build_cartesian_2d(left_to_right, 0.0..high * 1.1)?;
+            draw_lines(chart, lines, &steps, label_below)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(TRANSPARENT)
-            .label_font(label())
-            .draw()?;
+        for (index, line) in lines.iter().enumerate() {
+            // Names below: lines cross, and no corner is free of them.
+            let y = 10 + 20 * index as i32;
+            names.draw(&PathElement::new([(90, y), (112, y)], colour(index).stroke_width(2)))?;
+            let pos = plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Left,
+                plotters::style::text_anchor::VPos::Center,
+            );
+            names.draw(&Text::new(line.name.clone(), (120, y), label().pos(pos)))?;
+        }
         Ok(())
     })
+}
+
+type Plane<'a, 'b, Y> =
+    ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, Y>>;
+
+fn draw_lines<Y: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>>(
+    mut chart: Plane<'_, '_, Y>,
+    lines: &[Line],
+    steps: &[f64],
+    label_below: &str,
+) -> Plotted {
+    let short = |value: &f64| match *value {
+        value if value >= 10.0 => thousands(value),
+        value => format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_string(),
+    };
+    let named = |at: &f64| match (at.round() - at).abs() < 0.01 {
+        true => steps.get(at.round() as usize).map_or(String::new(), short),
+        false => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(GRID)
+        .label_style(label())
+        .x_labels(steps.len() * 2)
+        .y_labels(8)
+        .x_label_formatter(&named)
+        .y_label_formatter(&short)
+        .x_desc(label_below)
+        .draw()?;
+    for (index, line) in lines.iter().enumerate() {
+        let place = |x: f64| steps.iter().position(|step| *step == x).unwrap_or(0) as f64;
+        let shown = line.points.iter().filter(|point| point.1 > 0.0);
+        let points: Vec<(f64, f64)> = shown.map(|point| (place(point.0), point.1)).collect();
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour(index).stroke_width(2)))?;
+        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour(index).filled())))?;
+    }
+    Ok(())
 }
 
 /// One horizontal bar.
@@ -209,6 +353,64 @@ pub fn bars(bars: &[Bar]) -> String {
                 area.draw(&Rectangle::new(corners, colour(bar.colour).filled()))?;
             }
             area.draw(&Text::new(bar.text.clone(), (LEFT + length + 8, middle), left_aligned))?;
+        }
+        Ok(())
+    })
+}
+
+/// A horizontal bar with the interval of its value.
+pub struct IntervalBar {
+    /// Left of it.
+    pub name: String,
+    /// Its length.
+    pub value: f64,
+    /// The interval's ends.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
+    /// Right of it.
+    pub text: String,
+    /// Which colour.
+    pub colour: usize,
+}
+
+/// Bars from zero with their intervals; a line where `mark` is.
+pub fn interval_bars(bars: &[IntervalBar], mark: Option<f64>) -> String {
+    const ROW: i32 = 30;
+    const LEFT: i32 = 250;
+    let longest = bars.iter().map(|bar| bar.high.max(bar.value)).chain(mark).fold(0.0, f64::max);
+    if longest <= 0.0 {
+        return "<p>(nothing to plot)</p>".into();
+    }
+    let room = f64::from(WIDTH as i32 - LEFT - 190);
+    let at = |value: f64| LEFT + (value.max(0.0) / longest * room).round() as i32;
+    use plotters::style::text_anchor::{HPos, Pos, VPos};
+    let height = bars.len() as i32 * ROW + 16;
+    svg(height as u32, |area| {
+        for (index, bar) in bars.iter().enumerate() {
+            let top = 8 + index as i32 * ROW;
+            let middle = top + ROW / 2;
+            area.draw(&Text::new(
+                bar.name.clone(),
+                (LEFT - 10, middle),
+                label().pos(Pos::new(HPos::Right, VPos::Center)),
+            ))?;
+            let corners = [(LEFT, top + 6), (at(bar.value), top + ROW - 6)];
+            area.draw(&Rectangle::new(corners, colour(bar.colour).mix(0.75).filled()))?;
+            let (low, high) = (at(bar.low), at(bar.high));
+            area.draw(&PathElement::new([(low, middle), (high, middle)], BLACK.stroke_width(1)))?;
+            for end in [low, high] {
+                area.draw(&PathElement::new([(end, middle - 4), (end, middle + 4)], BLACK.stroke_width(1)))?;
+            }
+            let right = at(bar.value).max(high) + 8;
+            area.draw(&Text::new(
+                bar.text.clone(),
+                (right, middle),
+                label().pos(Pos::new(HPos::Left, VPos::Center)),
+            ))?;
+        }
+        if let Some(mark) = mark {
+            area.draw(&PathElement::new([(at(mark), 4), (at(mark), height - 4)], TEXT.stroke_width(1)))?;
         }
         Ok(())
     })
@@ -301,12 +503,11 @@ pub fn stage_bars(run: &RunReport, stages: &StagesReport) -> String {
 
 /// What the client measured by percentile, and beneath it the server's stages.
 pub fn stages_by_percentile(run: &RunReport, stages: &StagesReport) -> String {
-    type Curve = (String, ShapeStyle, Vec<(f64, f64)>);
-    let points = |curve: &[super::CurvePoint]| -> Vec<(f64, f64)> {
+    let points = |curve: &[CurvePoint]| -> Vec<(f64, f64)> {
         let shown = curve.iter().filter(|point| point.ns > 0);
         shown.map(|point| (1.0 / (1.0 - point.quantile), point.ns as f64 / 1e3)).collect()
     };
-    let mut curves: Vec<Curve> = vec![(run.latency().0.into(), BLACK.stroke_width(2), points(&run.curve))];
+    let mut curves: Vec<Series> = vec![(run.latency().0.into(), BLACK.stroke_width(2), points(&run.curve))];
     for (at, kind) in stages.kinds.iter().enumerate() {
         // Writes are drawn as thick as the client's curve, reads thin: what they share they share in colour.
         let width = if kind.kind == "write" { 2 } else { 1 };
@@ -322,35 +523,22 @@ pub fn stages_by_percentile(run: &RunReport, stages: &StagesReport) -> String {
         debug_assert!(at < 2, "there are reads and writes");
     }
     curves.retain(|(_, _, points)| points.len() > 1);
-    let all = || curves.iter().flat_map(|(_, _, points)| points);
     if curves.is_empty() {
         return "<p>(too few samples for a curve)</p>".into();
     }
-    // Room for the names at the right.
-    let last = all().map(|point| point.0).fold(10.0, f64::max);
-    let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(0.001) * 0.8;
-    let high = all().map(|point| point.1).fold(low * 2.0, f64::max) * 1.25;
+    let frame = Frame {
+        x_labels: 7,
+        x_label: &percentile_label,
+        below: "percentile".into(),
+        headroom: 1.25,
+        legend: None,
+        dots: false,
+    };
     svg(HEIGHT + 60, |area| {
+        // Room for the names at the right.
         let (plot, names) = area.split_horizontally(WIDTH as i32 - 170);
-        let mut chart = ChartBuilder::on(&plot)
-            .margin(10)
-            .x_label_area_size(38)
-            .y_label_area_size(64)
-            .build_cartesian_2d((1.0..last).log_scale(), (low..high).log_scale())?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(label())
-            .x_labels(7)
-            .y_labels(8)
-            .x_label_formatter(&|x| if *x <= 1.0 { "min".into() } else { quantile_name(1.0 - 1.0 / x) })
-            .y_label_formatter(&latency_label)
-            .x_desc("percentile")
-            .draw()?;
-        for (index, (name, style, points)) in curves.iter().enumerate() {
-            chart.draw_series(LineSeries::new(points.iter().copied(), *style))?;
+        latency_plot(&plot, (1.0..right_end(&curves, 10.0)).log_scale(), &curves, frame)?;
+        for (index, (name, style, _)) in curves.iter().enumerate() {
             let y = 22 + index as i32 * 21;
             names.draw(&PathElement::new([(4, y), (22, y)], *style))?;
             let pos = plotters::style::text_anchor::Pos::new(
@@ -387,14 +575,13 @@ pub fn cpu_bars(runs: &[&RunReport]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{plan, worked};
-    use super::super::{Placement, RunReport};
+    use super::super::tests::reported;
     use super::*;
 
     #[test]
     fn plots_are_whole_svg_elements_with_their_labels() {
-        let open = RunReport::new("half", &plan(true), worked(true, 100_000), Placement::default());
-        let closed = RunReport::new("max", &plan(false), worked(false, 100_000), Placement::default());
+        let open = reported("half", true, 100_000);
+        let closed = reported("max", false, 100_000);
         let percentiles = latency_by_percentile(&[&closed, &open]);
         for expected in ["<svg", "</svg>", "p99", "closed loop", "open loop"] {
             assert!(percentiles.contains(expected), "{expected} in {percentiles}");
@@ -416,7 +603,7 @@ mod tests {
 
     #[test]
     fn nothing_to_plot_is_said() {
-        let empty = RunReport::new("none", &plan(true), worked(true, 0), Placement::default());
+        let empty = reported("none", true, 0);
         assert!(latency_by_percentile(&[&empty]).contains("too few"));
         assert!(bars(&[]).contains("</svg>"));
     }

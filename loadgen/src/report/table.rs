@@ -121,6 +121,16 @@ fn run(run: &RunReport) -> String {
         },
         cpu.saturated
     );
+    let counted = [
+        ("cycles", cpu.server_cycles_per_request),
+        ("instructions", cpu.server_instructions_per_request),
+        ("system calls", cpu.server_syscalls_per_request),
+    ];
+    let counted: Vec<String> =
+        counted.iter().filter_map(|(name, count)| Some(format!("{:.1} {name}", (*count)?))).collect();
+    if !counted.is_empty() {
+        let _ = writeln!(text, "  server/request  {}", counted.join(", "));
+    }
     match (&run.stages, &run.stages_absent) {
         (Some(stages), _) => text.push_str(&server_stages(run, stages)),
         (None, Some(why)) => {
@@ -131,12 +141,13 @@ fn run(run: &RunReport) -> String {
     let counts = &run.counts;
     let odd: Vec<String> = [
         ("errors", counts.errors),
-        ("misses", counts.misses),
+        ("misses", counts.nulls),
         ("timeouts", counts.timeouts),
         ("lost", counts.lost),
         ("unanswered", counts.unanswered),
         ("wrong", counts.wrong),
         ("reconnects", counts.reconnects),
+        ("connections renewed", counts.churned),
         ("pushes", counts.pushes),
     ]
     .iter()
@@ -151,7 +162,7 @@ fn run(run: &RunReport) -> String {
     }
     let _ = writeln!(text, "  verdict         {}", run.verdict);
     for reason in &run.reasons {
-        let _ = writeln!(text, "    {:<8} {}", reason.grade.to_string(), reason.text);
+        let _ = writeln!(text, "    {:<8} {}; {}", reason.grade.to_string(), reason.text, reason.advice);
     }
     text
 }
@@ -193,8 +204,7 @@ fn summary_row(name: &str, summary: &Summary) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{plan, worked};
-    use super::super::{Placement, RunReport};
+    use super::super::tests::reported;
     use super::*;
 
     #[test]
@@ -213,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_latency_is_labelled_with_its_loop_and_unnamed_percentiles_are_dashes() {
-        let open = RunReport::new("half", &plan(true), worked(true, 5_000), Placement::default());
+        let open = reported("half", true, 5_000);
         let text = runs(&[open]);
         for expected in [
             "open loop, Poisson",
@@ -230,7 +240,7 @@ mod tests {
         assert!(total.contains("7.88 µs") && total.trim_end().ends_with("7.00 µs"), "{total}");
         let response = text.lines().find(|line| line.contains("response time")).expect("a row");
         assert!(response.contains('–'), "5,000 samples name no p99.9: {response}");
-        let closed = RunReport::new("max", &plan(false), worked(false, 5_000), Placement::default());
+        let closed = reported("max", false, 5_000);
         let text = runs(&[closed]);
         assert!(text.contains("closed loop") && !text.contains("response time"), "{text}");
     }
