@@ -54,7 +54,7 @@ step "rustfmt, model" cargo fmt --check --manifest-path tests/model/Cargo.toml
 step "clippy" cargo clippy --quiet --profile ci --workspace --all-targets --features sqlcipher -- -D warnings
 step "clippy without the encrypted journal" cargo clippy --quiet --profile ci -p wal -p reactor --all-targets -- -D warnings
 [[ $fast ]] || step "documentation builds" documentation
-step "store, wal and snapshot build without std" crates_without_std
+step "store, wal, snapshot and repl build without std" crates_without_std
 # Queues between shards and how shards sleep: every order of events, by loom.
 step "model check" cargo test --quiet --manifest-path tests/model/Cargo.toml --target-dir "$target/model"
 # Profile `ci`: fast enough for the random suites, with assertions and overflow checks. The server first: the oracle

@@ -18,6 +18,10 @@ php -r 'exit(extension_loaded("redis") ? 0 : 1);' 2>/dev/null || packages+=(php-
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 has node && has npm || packages+=(npm)
 has curl || packages+=(curl)
+has nginx || [[ -x /usr/sbin/nginx ]] || packages+=(nginx-light) # the examples in docs/caching and docs/nginx
+# Hosts of the tests' own: network namespaces, and lost packets.
+has ip || [[ -x /sbin/ip ]] || packages+=(iproute2)
+has nft || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
 # OpenSSL, for the encrypted journal, is built from source.
 has perl && perl -MFindBin -MIPC::Cmd -e 1 2>/dev/null || packages+=(perl)
 has make || packages+=(make)
@@ -39,11 +43,21 @@ if ((${#packages[@]})); then
         || { tail -20 "$work/apt.log" >&2; exit 1; }
 fi
 
+# The reports in a browser: without one that test says that it was skipped.
+if ! has chromium && ! has chromium-browser && ! has google-chrome; then
+    echo "setup: installing chromium"
+    as_root=()
+    ((EUID == 0)) || as_root=(sudo -n)
+    { "${as_root[@]}" apt-get update -qq \
+        && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+        >"$work/chromium.log" 2>&1 || echo "setup: no chromium can be had: $(tail -1 "$work/chromium.log")" >&2
+fi
+
 # installed FILE STAMP: the list of packages is the one that was installed last.
 installed() { cmp -s "$1" "$2"; }
 
 if ! installed tests/clients/requirements.txt "$work/python/installed"; then
-    echo "setup: redis-py"
+    echo "setup: redis-py, valkey-glide, coredis"
     rm -rf "$work/python"
     python3 -m venv "$work/python"
     "$work/python/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt

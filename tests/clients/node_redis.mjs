@@ -1,5 +1,6 @@
 // node-redis, unchanged from npm, against a running server. Where the server is comes from the environment, as
-// run.sh sets it. One line per check, the number of checks last; the first failing check ends it with exit code 1.
+// run.sh sets it. One line per check, the number of checks last; the first failing check ends it with exit code 1. With
+// the word `cache` only the client's own cache is tried.
 
 import { strict as assert } from "node:assert";
 import { createRequire } from "node:module";
@@ -7,12 +8,14 @@ import { randomBytes } from "node:crypto";
 
 // The packages are installed outside the source tree; require() finds them there through MILLRACE_NODE_MODULES.
 const require = createRequire(process.env.MILLRACE_NODE_MODULES + "/");
-const { createClient, RESP_TYPES, WatchError } = require("redis");
+const { createClient, createClientPool, RESP_TYPES, WatchError } = require("redis");
 
 const port = Number(process.env.MILLRACE_PORT);
 const securePort = Number(process.env.MILLRACE_SECURE_PORT);
 const password = process.env.MILLRACE_PASSWORD;
 const socketPath = process.env.MILLRACE_SOCKET;
+// How long a cache may take to hear of a change.
+const patience = Number(process.env.MILLRACE_PATIENCE_S ?? 10) * 1000;
 
 let checks = 0;
 function check(name, seen, wanted = true) {
@@ -128,7 +131,70 @@ async function everything(options) {
   for (const each of [client, rival, subscriber]) await each.close();
 }
 
+/** The client's own cache: it asks once, and hears of what a second client writes. */
+async function caches(reader, writer) {
+  const keys = Array.from({ length: 8 }, (_, i) => `nr:cache:${i}`); // on every shard
+  const gets = async () => Number((await writer.info("commandstats")).match(/cmdstat_get:calls=(\d+)/)?.[1] ?? 0);
+  const readAll = (of) => Promise.all(of.map((key) => reader.get(key)));
+  /** The invalidation may be on its way from another shard when the writer has its answer. */
+  async function becomes(value, of = keys) {
+    const deadline = Date.now() + patience;
+    // Reads that the cache answers never wait for a socket: somebody must let the invalidation in.
+    while ((await readAll(of)).some((seen) => seen !== value) && Date.now() < deadline) await new Promise(setImmediate);
+    return (await readAll(of)).every((seen) => seen === value);
+  }
+
+  await writer.flushAll();
+  for (const key of keys) await writer.set(key, "0");
+  // Each connection of a pool has read each key when as many are asked for at once.
+  check("cache: first reads", await becomes("0"));
+  const before = await gets();
+  let all = true;
+  for (let i = 0; i < 50; i++) all &&= (await readAll(keys)).every((seen) => seen === "0");
+  check("cache: many reads", all);
+  check("cache: none of them asked the server", (await gets()) - before, 0);
+  for (let number = 1; number <= 20; number++) {
+    for (const key of keys) await writer.set(key, String(number));
+    check("cache: what was written", await becomes(String(number)));
+  }
+  await writer.pExpire(keys[0], 50);
+  check("cache: after its end", await becomes(null, keys.slice(0, 1)));
+  await writer.flushAll();
+  check("cache: after FLUSHALL", await becomes(null));
+}
+
+async function clientSideCaches() {
+  const writer = await connect({ url });
+  const clientSideCache = { ttl: 0, maxEntries: 0, evictPolicy: "LRU" };
+  const reader = await connect({ url, RESP: 3, clientSideCache });
+  await caches(reader, writer);
+  // What a cache held is not believed any more when its connection was lost, and it hears again on the next one.
+  // That there is no value may be cached until the invalidation is read.
+  await writer.set("nr:cache:0", "before");
+  const soon = Date.now() + patience;
+  while ((await reader.get("nr:cache:0")) !== "before" && Date.now() < soon) await new Promise(setImmediate);
+  assert.equal(await reader.get("nr:cache:0"), "before");
+  const id = await reader.clientId();
+  await writer.clientKill({ filter: "ID", id });
+  await writer.set("nr:cache:0", "meanwhile");
+  const deadline = Date.now() + patience;
+  while ((await reader.get("nr:cache:0").catch(() => null)) !== "meanwhile" && Date.now() < deadline) await new Promise(setImmediate);
+  check("cache: after a lost connection", await reader.get("nr:cache:0"), "meanwhile");
+  await caches(reader, writer);
+  await reader.close();
+  const pool = createClientPool({ url, RESP: 3 }, { clientSideCache, minimum: 4, maximum: 4 });
+  await pool.on("error", () => {}).connect();
+  console.log("client-side cache of a pool");
+  await caches(pool, writer);
+  for (const each of [pool, writer]) await each.close();
+}
+
 const url = `redis://127.0.0.1:${port}`;
+if (process.argv[2] === "cache") {
+  await clientSideCaches();
+  console.log(`${checks} checks passed`);
+  process.exit();
+}
 console.log("defaults");
 await everything({ url });
 for (const RESP of [2, 3]) {
@@ -137,6 +203,9 @@ for (const RESP of [2, 3]) {
 }
 console.log("Unix socket");
 await everything({ socket: { path: socketPath } });
+
+console.log("client-side cache");
+await clientSideCaches();
 
 console.log("passwords");
 for (const RESP of [2, 3]) {

@@ -1,21 +1,26 @@
 """redis-py, unchanged from PyPI, against a running server.
 
 Where to find the server comes from the environment, as run.sh sets it. Prints one line per check and, as the last
-line, how many there were; the first failing check ends the program with exit code 1 and a traceback.
+line, how many there were; the first failing check ends the program with exit code 1 and a traceback. With the word
+`cache` only the client's own cache is tried.
 """
 
 import asyncio
 import os
+import sys
 import threading
 import time
 
 import redis
 import redis.asyncio
+from redis.cache import CacheConfig
 
 PORT = int(os.environ["MILLRACE_PORT"])
 SECURE_PORT = int(os.environ["MILLRACE_SECURE_PORT"])
 PASSWORD = os.environ["MILLRACE_PASSWORD"]
 SOCKET = os.environ["MILLRACE_SOCKET"]
+# How long a cache may take to hear of a change.
+PATIENCE_S = float(os.environ.get("MILLRACE_PATIENCE_S", "10"))
 
 checks = 0
 
@@ -218,6 +223,37 @@ async def asynchronous():
     await r.aclose()
 
 
+def caches():
+    """The client's own cache: it asks once, and hears of what a second client writes."""
+    reader = redis.Redis(port=PORT, protocol=3, cache_config=CacheConfig(), decode_responses=True)
+    writer = redis.Redis(port=PORT, decode_responses=True)
+    gets = lambda: writer.info("commandstats").get("cmdstat_get", {}).get("calls", 0)
+    keys = [f"py:cache:{number}" for number in range(8)]  # on every shard
+
+    def becomes(value, keys=keys):
+        # The invalidation may be on its way from another shard when the writer has its answer.
+        deadline = time.monotonic() + PATIENCE_S
+        while any(reader.get(key) != value for key in keys) and time.monotonic() < deadline:
+            pass
+        return [reader.get(key) for key in keys] == [value] * len(keys)
+
+    writer.flushall()
+    for key in keys:
+        writer.set(key, "0")
+        check("cache: first read", reader.get(key) == "0")
+    before = gets()
+    check("cache: many reads", all(reader.get(key) == "0" for key in keys for _ in range(50)))
+    check("cache: none of them asked the server", gets() == before, gets() - before)
+    for number in range(1, 21):
+        for key in keys:
+            writer.set(key, str(number))
+        check("cache: what was written", becomes(str(number)))
+    writer.pexpire(keys[0], 50)
+    check("cache: after its end", becomes(None, keys[:1]))
+    writer.flushall()
+    check("cache: after FLUSHALL", becomes(None))
+
+
 def everything(connect):
     r = connect()
     r.flushall()
@@ -226,6 +262,10 @@ def everything(connect):
     reconnect(connect(single_connection_client=True), r)
 
 
+if sys.argv[1:] == ["cache"]:
+    caches()
+    print(f"{checks} checks passed")
+    sys.exit()
 print("defaults")
 everything(lambda **more: redis.Redis(port=PORT, **more))
 for protocol in (2, 3):
@@ -233,6 +273,8 @@ for protocol in (2, 3):
     everything(lambda **more: redis.Redis(port=PORT, protocol=protocol, **more))
 print("Unix socket")
 everything(lambda **more: redis.Redis(unix_socket_path=SOCKET, **more))
+print("client-side cache")
+caches()
 print("passwords, threads, asyncio")
 passwords()
 many_threads(redis.Redis(port=PORT))

@@ -10,6 +10,9 @@
 #
 # Every program prints a line per check and closes with their number; this script adds up and closes with
 # `N passed, N failed`. A program that is not installed is never counted as passed.
+#
+# Programs with a cache of their own run once more where no invalidation can reach them (deaf.py), and must fail there:
+# a test of a cache that passes without the server's help shows nothing.
 
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -29,15 +32,20 @@ while (($#)); do
     esac
 done
 ((${#drivers[@]})) || drivers=(io_uring:1 epoll:1 io_uring:4)
-((${#programs[@]})) || programs=(redis_cli redis_py node_redis ioredis phpredis redis_rs redis_benchmark memtier_benchmark)
+((${#programs[@]})) || programs=(redis_cli redis_py node_redis ioredis phpredis redis_rs valkey_glide coredis caching cluster redis_benchmark memtier_benchmark)
+caching=(redis_py node_redis redis_rs valkey_glide coredis)
 [[ $(basename "$server") == redis-server ]] && drivers=(redis)
 
 run_redis_cli() { bash "$here/redis_cli.sh"; }
-run_redis_py() { "$work/python/bin/python" "$here/redis_py.py"; }
-run_node_redis() { "$node" "$here/node_redis.mjs"; }
+run_redis_py() { "$work/python/bin/python" "$here/redis_py.py" "$@"; }
+run_node_redis() { "$node" "$here/node_redis.mjs" "$@"; }
 run_ioredis() { "$node" "$here/ioredis.mjs"; }
 run_phpredis() { php "$here/phpredis.php"; }
-run_redis_rs() { "$work/redis-rs/debug/redis-rs-client"; }
+run_redis_rs() { RUST_BACKTRACE=0 "$work/redis-rs/debug/redis-rs-client" "$@"; }
+run_valkey_glide() { "$work/python/bin/python" "$here/valkey_glide.py" "$@"; }
+run_coredis() { "$work/python/bin/python" "$here/coredis_py.py" "$@"; }
+run_caching() { bash "$here/caching.sh"; }
+run_cluster() { MILLRACE=$server bash "$here/cluster.sh"; }
 run_redis_benchmark() { bash "$here/redis_benchmark.sh"; }
 run_memtier_benchmark() { bash "$here/memtier_benchmark.sh"; }
 
@@ -55,7 +63,8 @@ stop_servers() {
 }
 trap 'stop_servers; rm -rf "$scratch"' EXIT
 
-# start NAME DRIVER[:SHARDS] ARGUMENTS...: starts a server, waits until it says that it is ready, and sets `started_port`.
+# start NAME DRIVER[:SHARDS] ARGUMENTS...: starts a server, waits until it says that it is ready, and sets `started_port`
+# and, where it speaks HTTP, `started_http_port`.
 start() {
     local name=$1 driver=${2%%:*} shards=1 log=$scratch/$1.log line
     [[ $2 != *:* ]] || shards=${2#*:}
@@ -75,6 +84,8 @@ start() {
         line=$(grep -m1 '^ready ' "$log")
         [[ $line =~ resp=[^\ ]*:([0-9]+) ]] || { echo "no RESP address in: $line"; exit 1; }
         started_port=${BASH_REMATCH[1]}
+        [[ $line =~ http=[^\ ]*:([0-9]+) ]] || { echo "no HTTP address in: $line"; exit 1; }
+        started_http_port=${BASH_REMATCH[1]}
     fi
 }
 
@@ -90,10 +101,32 @@ await() {
     exit 1
 }
 
+# must_go_stale PROGRAM LABEL: with invalidations kept from it, its cache must be found out by its own test.
+must_go_stale() {
+    coproc deaf { exec python3 "$here/deaf.py" "$MILLRACE_PORT"; }
+    local proxy=$deaf_PID port
+    servers+=("$proxy")
+    read -r port <&"${deaf[0]}"
+    if MILLRACE_PORT=$port MILLRACE_PATIENCE_S=1 timeout 60 bash -c "set -euo pipefail; run_$1 cache" >"$scratch/output" 2>&1; then
+        echo "FAILED   $2, deaf: its cache passed though no invalidation could reach it"
+    elif grep -q 'ok cache: none of them asked the server' "$scratch/output" \
+        && grep -v 'ok cache' "$scratch/output" | grep 'cache: what was written' >/dev/null; then
+        echo "         $2, deaf: fails, as it must"
+        return
+    else
+        echo "FAILED   $2, deaf: it failed, but not because of an old value:"
+        tail -25 "$scratch/output" | cut -c1-2000 | sed 's/^/    /'
+    fi
+    failed=$((failed + 1))
+    failures+=("$2, deaf")
+}
+
 passed=0 failed=0 missing=0 failures=()
 for driver in "${drivers[@]}"; do
     for program in "${programs[@]}"; do
         label="$program, $driver"
+        # It starts servers of its own, and shares only the binary.
+        [[ $program != cluster || $driver == "${drivers[0]}" ]] || continue
         if [[ $program == memtier_benchmark ]] && ! command -v memtier_benchmark >/dev/null; then
             echo "NOT RUN  $label: memtier_benchmark is not on the PATH, and no registry has it for Debian 12"
             missing=$((missing + 1))
@@ -104,9 +137,9 @@ for driver in "${drivers[@]}"; do
         start secure "$driver" --requirepass "$MILLRACE_PASSWORD"
         export MILLRACE_SECURE_PORT=$started_port
         start open "$driver"
-        export MILLRACE_PORT=$started_port MILLRACE_SOCKET=$scratch/open.sock
+        export MILLRACE_PORT=$started_port MILLRACE_HTTP_PORT=${started_http_port:-none} MILLRACE_SOCKET=$scratch/open.sock
         export MILLRACE_NODE_MODULES=$work/node/node_modules
-        export -f "run_$program" && export here work node
+        export -f "run_$program" && export here work node server
         begun=$SECONDS
         if timeout 240 bash -c "set -euo pipefail; run_$program" >"$scratch/output" 2>&1 \
             && [[ $(tail -1 "$scratch/output") =~ ^([1-9][0-9]*)\ checks\ passed$ ]]; then
@@ -118,6 +151,7 @@ for driver in "${drivers[@]}"; do
             failed=$((failed + 1))
             failures+=("$label")
         fi
+        [[ $driver != "${drivers[0]}" || " ${caching[*]} " != *" $program "* ]] || must_go_stale "$program" "$label"
         # The servers must have survived it, and must end when asked to.
         for pid in "${servers[@]}"; do
             kill -0 "$pid" 2>/dev/null && continue

@@ -7,10 +7,14 @@
 //! [`simulator`] the whole server with its log, on a machine whose power is cut.
 //! [`linearizability`] judges recorded histories of concurrent clients; `tests/linearizability.rs` records them,
 //! `tests/linearizability_power_cuts.rs` across power cuts.
+//! [`histories`] has servers change their roles and asks what their clients are told.
 //! [`random`] is the seeded generator.
+//! [`hosts`] are network namespaces joined by a bridge, whose packets can be lost; `tests/namespaces.rs` runs servers in them.
 //! [`power_cut`] is a disk whose power can be cut, and [`runner`] runs tests that not every machine can run.
 
 pub mod fleet;
+pub mod histories;
+pub mod hosts;
 pub mod linearizability;
 pub mod oracle;
 pub mod power_cut;

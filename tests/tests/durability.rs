@@ -31,6 +31,7 @@ const EIO: i32 = 5;
 fn main() -> ExitCode {
     runner::main(&[
         ("a_hundred_power_cuts_lose_nothing", a_hundred_power_cuts_lose_nothing),
+        ("power_cuts_among_snapshots_lose_nothing", power_cuts_among_snapshots_lose_nothing),
         ("a_disk_that_lies_loses", a_disk_that_lies_loses),
         ("a_failed_flush_is_never_acknowledged", a_failed_flush_is_never_acknowledged),
         ("a_full_disk_refuses_writes_and_serves_reads", a_full_disk_refuses_writes_and_serves_reads),
@@ -79,8 +80,17 @@ fn a_hundred_power_cuts_lose_nothing() -> Outcome {
         std::env::var("MILLRACE_CUTS").map_or(100, |text| text.parse().expect("MILLRACE_CUTS is a number"));
     lose_nothing("a_hundred_power_cuts_lose_nothing", cuts, Duration::ZERO, |cut| {
         let mode = ["direct", "dsync", "fdatasync"][cut % 3];
-        // Nothing lets old segments go yet: small ones, or a hundred starts would fill the disk.
+        // No snapshot comes: small segments, or a hundred starts would fill the disk.
         vec!["--log-write-mode", mode, "--log-segment-size", "1mb"]
+    })
+}
+
+/// So little log starts a snapshot that one is nearly always being taken, an older one removed or the log before it let go
+/// when the power goes.
+fn power_cuts_among_snapshots_lose_nothing() -> Outcome {
+    lose_nothing("power_cuts_among_snapshots_lose_nothing", 60, Duration::ZERO, |cut| {
+        let keep = ["1", "2", "3"][cut / 4 % 3];
+        vec!["--snapshot-log-bytes", "64kb", "--snapshot-keep", keep, "--log-segment-size", "1mb"]
     })
 }
 
@@ -101,17 +111,29 @@ fn lose_nothing(
     let mut disk = PowerCutDisk::new(Options { size: 512 << 20, ..Options::default() })?;
     let ledger = ledger();
     let mut random = Random::new(seed);
-    let (mut acknowledged, mut shown, mut torn) = (0, 0, 0);
+    let takes_snapshots = more(0).contains(&"--snapshot-log-bytes");
+    let (mut acknowledged, mut shown, mut torn, mut from_snapshots) = (0, 0, 0, 0);
     // Long enough for a cut to come while something is being flushed.
     disk.set_flush_delay(flush_delay);
     for cut in 0..cuts {
         let io = if cut % 2 == 0 { "io_uring" } else { "epoll" };
         let shards = if cut % 4 < 2 { "1" } else { "2" };
         let arguments = [vec!["--io", io, "--shards", shards], more(cut)].concat();
+        let has_snapshot = snapshots(disk.mount_point()).iter().any(|name| name.ends_with(".mrs"));
+        from_snapshots += usize::from(has_snapshot);
         let mut server = Server::start(disk.mount_point(), &arguments);
         verify(&server, &ledger, &format!("cut {cut}, seed {seed}")).expect("nothing lost, nothing invented");
         let load = Load::start(&server, &ledger, random.next_u64());
         load.wait_for(100 + random.below(600));
+        if takes_snapshots {
+            // A start looks for work after a tenth of a second, when a fast machine's load is long over: wait for a snapshot
+            // to begin, to be complete, for an older one to go, or a few of these. In one of five cuts it is too soon for any.
+            for _ in 0..random.below(5) {
+                let before = snapshots(disk.mount_point());
+                load.wait_until(|| snapshots(disk.mount_point()) != before);
+            }
+            load.wait_for(random.below(50));
+        }
         // The power goes while something is being flushed, in every other cut.
         let begun = Instant::now();
         while !flush_delay.is_zero() && cut % 2 == 1 && disk.flushes_pending() == 0 {
@@ -130,8 +152,10 @@ fn lose_nothing(
     let server = Server::start(disk.mount_point(), &more(0));
     verify(&server, &ledger, &format!("the end, seed {seed}")).expect("nothing lost, nothing invented");
     println!(
-        "{cuts} cuts, {torn} of them with writes under way; {acknowledged} writes acknowledged, {shown} values shown"
+        "{cuts} cuts, {torn} of them with writes under way; {acknowledged} writes acknowledged, {shown} values shown; \
+         {from_snapshots} starts from a snapshot"
     );
+    assert!(!takes_snapshots || from_snapshots * 2 > cuts, "the test did its work");
     assert!(
         acknowledged > 50 * cuts as u64 && shown > cuts as u64 && torn * 10 > cuts,
         "the test did its work"
@@ -301,6 +325,15 @@ fn a_full_disk_under_the_encrypted_journal_refuses_and_resumes() -> Outcome {
     Ok(())
 }
 
+/// The names of the snapshots, of those being written too.
+fn snapshots(directory: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(directory.join("data")).into_iter().flatten().flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("snapshot-")).collect();
+    names.sort();
+    names
+}
+
 fn ledger() -> Ledger {
     Arc::new((0..CLIENTS).map(|_| Mutex::new([Known::default(); KEYS])).collect())
 }
@@ -349,6 +382,14 @@ impl Load {
         let mut count = 0;
         while count < wanted {
             count += self.acknowledgements.recv_timeout(PATIENCE).expect("the server acknowledges writes");
+        }
+    }
+
+    fn wait_until(&self, is_so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < PATIENCE, "it comes to be so");
+            self.wait_for(1);
         }
     }
 

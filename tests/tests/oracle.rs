@@ -9,7 +9,7 @@ use std::rc::Rc;
 use tests::oracle::engine::InProcess;
 use tests::oracle::exceptions::EXCEPTIONS;
 use tests::oracle::target::{Link, Process, Received, Server, millrace_binary};
-use tests::oracle::{Summary, ask, compare};
+use tests::oracle::{Summary, ask, compare, tracking};
 use tests::random;
 
 /// Commands to the server in all, unless `MILLRACE_ORACLE_COMMANDS` says otherwise.
@@ -62,6 +62,41 @@ fn the_engine_answers_as_redis_does() {
     for resp in [2, 3] {
         agree(&mut InProcess::new(seed), seed, resp, commands() / 10);
     }
+}
+
+/// Who is told of which change, and in what form, is the same as with Redis: with one shard and with several, at once
+/// and when the log has the change.
+#[test]
+fn clients_that_track_are_told_what_redis_tells() {
+    let binary = millrace_binary().unwrap_or_else(|error| panic!("{error}"));
+    let seed = random::seed();
+    let steps = commands() / 50;
+    for (at, (shards, durability)) in [("1", "off"), ("4", "off"), ("3", "always")].into_iter().enumerate() {
+        let seed = seed.wrapping_add(at as u64);
+        println!("{shards} shards, durability {durability}: MILLRACE_SEED={seed}");
+        let arguments = ["--shards", shards, "--durability", durability];
+        let mut millrace =
+            Process::start_millrace(&binary, &arguments, false).unwrap_or_else(|e| panic!("{e}"));
+        let mut redis = Process::start_redis().unwrap_or_else(|error| panic!("{error}"));
+        let told = tracking::compare(&mut redis, &mut millrace, seed, steps, shards == "1")
+            .unwrap_or_else(|e| panic!("{e}"));
+        println!("{told:?}");
+        assert!(told.keys * 8 > steps && told.broken > 0, "{told:?}: this compares nothing");
+    }
+    let mut redis = Process::start_redis().unwrap_or_else(|error| panic!("{error}"));
+    tracking::compare(&mut redis, &mut InProcess::new(seed), seed, steps * 2, true)
+        .unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Every combination of the options of CLIENT TRACKING, right or wrong, behind every state: the same words.
+#[test]
+fn every_combination_of_tracking_options_is_answered_as_redis_does() {
+    let seed = random::seed();
+    let mut redis = Process::start_redis().unwrap_or_else(|error| panic!("{error}"));
+    let compared = tracking::compare_options(&mut redis, &mut InProcess::new(seed), seed, 300)
+        .unwrap_or_else(|difference| panic!("MILLRACE_SEED={seed}: {difference}"));
+    println!("{compared} replies are the same");
+    assert!(compared > 50_000, "{compared} replies: this compares little");
 }
 
 /// Proves that what is sent and what is excepted leaves nothing to chance: two equal servers never differ.

@@ -45,6 +45,11 @@ fn crashes_take_nothing_that_anybody_was_shown() {
     assert!(tally.power_cuts > 3000 && tally.kills > 1000 && tally.cut_recoveries > 500, "{tally}");
     assert!(tally.stops > 500 && tally.quiet_ends > 1000, "{tally}");
     assert!(tally.failed_logs > 100 && tally.full_disks > 100 && tally.damage_refused > 50, "{tally}");
+    assert!(
+        tally.snapshots > 300 && tally.failed_snapshots > 300 && tally.starts_from_snapshots > 500,
+        "{tally}"
+    );
+    assert!(tally.pushes > 10_000 && tally.cached > 50_000, "{tally}");
     assert!(tally.lost_records > 1000 && tally.refused > 1000 && tally.replies > 100 * tally.runs, "{tally}");
 }
 

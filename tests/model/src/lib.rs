@@ -1,6 +1,8 @@
 //! Every order of events between shards: nothing lost, nothing twice, nobody asleep while there is something to do.
 //!
-//! The two modules below are the product's, not copies. `model` runs a closure once for every way in which its threads
+//! And what replicas are told of the time: it passes no turn that runs.
+//!
+//! The modules below are the product's, not copies. `model` runs a closure once for every way in which its threads
 //! can interleave, up to a number of preemptions, and for every store that a load may see; it reports deadlocks, data
 //! races on cells, and leaks.
 
@@ -11,6 +13,8 @@ mod mailbox;
 #[path = "../../../reactor/src/io/queue.rs"]
 mod queue;
 mod sync;
+#[path = "../../../reactor/src/server/replication/turns.rs"]
+mod turns;
 
 /// As the product's files name them.
 mod io {
@@ -21,6 +25,8 @@ mod io {
 mod tests {
     use crate::mailbox::{Mailbox, Mailboxes};
     use crate::queue::{Consumer, Producer, queue};
+    use crate::sync::{Arc, AtomicU64, Ordering};
+    use crate::turns::{TurnMark, earliest};
     use loom::model::Builder;
     use loom::thread;
     use std::collections::VecDeque;
@@ -245,6 +251,45 @@ mod tests {
                 a.wait(None);
             }
             failing.join().unwrap();
+        });
+    }
+
+    /// Two shards write, and the wall clock is put back under them in any moment: what is told as the time, once a record is
+    /// durable, is no later than the time of anything that comes behind that record.
+    #[test]
+    fn no_turn_has_an_earlier_time_than_was_told() {
+        model(3, || {
+            let marks = Arc::new([TurnMark::new(), TurnMark::new()]);
+            let (floor, drawn) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+            let shards: Vec<_> = [[120, 130], [125, 90]]
+                .into_iter()
+                .enumerate()
+                .map(|(shard, walls)| {
+                    let (marks, floor, drawn) = (Arc::clone(&marks), Arc::clone(&floor), Arc::clone(&drawn));
+                    // One of them takes one turn only: two more would be too much to try.
+                    thread::spawn(move || {
+                        let mut written = Vec::new();
+                        for wall in &walls[shard..] {
+                            marks[shard].begin();
+                            let now = floor.load(Ordering::Acquire).max(*wall);
+                            marks[shard].since(now);
+                            written.push((drawn.fetch_add(1, Ordering::Relaxed) + 1, now));
+                            marks[shard].rest();
+                        }
+                        written
+                    })
+                })
+                .collect();
+            floor.fetch_max(128, Ordering::AcqRel);
+            let told =
+                earliest(marks.iter()).map(|earliest| (drawn.load(Ordering::Relaxed), earliest.min(128)));
+            for shard in shards {
+                for (lsn, now) in shard.join().unwrap() {
+                    if let Some((last, time)) = told {
+                        assert!(lsn <= last || now >= time, "{now} behind LSN {last} and {time}: LSN {lsn}");
+                    }
+                }
+            }
         });
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub use loom::cell::UnsafeCell;
 pub use loom::hint::spin_loop;
 pub use loom::sync::Arc;
-pub use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// Looking again before sleeping is only for speed, and each look multiplies what there is to try.
 pub const SPINS: u32 = 0;

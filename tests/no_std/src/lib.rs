@@ -1,10 +1,11 @@
-//! A program without std that uses `store`, `wal` and `snapshot`: it compiles only if they and all they depend on do without std
+//! A program without std that uses `store`, `wal`, `snapshot` and `repl`: it compiles only if they and all they depend on do without std
 //! too.
 #![no_std]
 
 #[cfg(feature = "with-std")]
 extern crate std;
 
+use repl::run::Position;
 use snapshot::names::SnapshotId;
 use store::time::Now;
 use wal::lsn::Lsn;
@@ -22,6 +23,11 @@ pub fn uses_the_log(lsn: Lsn) -> Lsn {
 /// Refers to `snapshot`.
 pub fn uses_the_snapshot(id: SnapshotId) -> Lsn {
     id.lsn
+}
+
+/// Refers to `repl`.
+pub fn uses_replication(lsn: Lsn) -> Position {
+    Position::start_of(lsn)
 }
 
 #[panic_handler]

@@ -23,6 +23,8 @@ pub struct Exception {
 const CLOCK_SLACK_MS: i64 = 20_000;
 /// The oracle's absolute expiry times lie after this moment (2096), its relative ones end before it.
 pub const ABSOLUTE_FROM_MS: i64 = 4_000_000_000_000;
+/// And before this one (2112), or at the end of time.
+const ABSOLUTE_UNTIL_MS: i64 = 4_500_000_000_000;
 
 /// The list.
 pub static EXCEPTIONS: &[Exception] = &[
@@ -205,7 +207,10 @@ fn same_time(command: &Command, redis: &Value, millrace: &Value) -> bool {
     };
     let name = command.name();
     let unit_ms = if name.starts_with('P') { 1 } else { 1000 };
-    let is_absolute = name.ends_with("EXPIRETIME") && redis.saturating_mul(unit_ms) >= ABSOLUTE_FROM_MS;
+    // An absolute time that a mutation made a relative one lies as far behind now again: between the two.
+    let at_ms = redis.saturating_mul(unit_ms);
+    let is_pooled = (ABSOLUTE_FROM_MS..ABSOLUTE_UNTIL_MS).contains(&at_ms) || at_ms > i64::MAX / 1000;
+    let is_absolute = name.ends_with("EXPIRETIME") && is_pooled;
     redis > 0 && millrace > 0 && !is_absolute && redis.abs_diff(millrace) <= (CLOCK_SLACK_MS / unit_ms) as u64
 }
 

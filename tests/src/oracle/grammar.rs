@@ -140,8 +140,10 @@ const PRODUCTIONS: &[(usize, Production)] = &[
     }),
 ];
 
-/// Words whose random change could do harm or make the outcome depend on time: they are sent as written.
-const NEVER_MUTATED: &[&str] = &["CLIENT", "CONFIG", "DEBUG", "SHUTDOWN", "SLOWLOG", "RESET", "WAIT"];
+/// Words whose random change could do harm or make the outcome depend on time: they are sent as written. (`DBSIZE junk`
+/// that lost its junk counted, once in ten runs, a key that had expired and that nobody had looked at.)
+const NEVER_MUTATED: &[&str] =
+    &["CLIENT", "CONFIG", "DBSIZE", "DEBUG", "SHUTDOWN", "SLOWLOG", "RESET", "WAIT"];
 /// Commands with an expiry time among their arguments. Swapping two could make a value a time; and a key that nobody
 /// knows must not expire, because DBSIZE counts it until somebody looks at it.
 const WITH_EXPIRY: &[&str] =

@@ -1,18 +1,19 @@
 //! Simulated clients: they pipeline random commands over few keys, by RESP or HTTP, and remember what they were told.
 
 use super::command::{Command, Key, Text, Token};
-use super::ledger::{Ledger, Window};
+use super::ledger::{Ledger, Point, Window};
 use super::net::{Net, WireId};
 use super::server::{HTTP_LISTENER, RESP_LISTENER};
+use super::tracker::Tracker;
 use crate::oracle::value::{Unparsed, Value};
 use crate::random::Random;
 use std::collections::VecDeque;
 use store::session::Durability;
 
 /// Values of every kind of length.
-const TEXTS: [Key; 6] = [b"k0", b"k1", b"k2", b"k3", b"k4", b"k5"];
+pub(super) const TEXTS: [Key; 6] = [b"k0", b"k1", b"k2", b"k3", b"k4", b"k5"];
 /// Numbers.
-const COUNTERS: [Key; 2] = [b"n0", b"n1"];
+pub(super) const COUNTERS: [Key; 2] = [b"n0", b"n1"];
 /// Replies that a client may wait for at once.
 const OUTSTANDING_MAX: usize = 40;
 
@@ -26,6 +27,12 @@ struct Sent {
     before: usize,
     /// Writes of this connection before it, for WAITAOF.
     written: usize,
+    /// What anybody had been shown when it was sent.
+    point: Point,
+    /// What it reads is kept.
+    keeps: bool,
+    /// But for these keys: they changed meanwhile.
+    stale: Vec<Key>,
 }
 
 /// See the module.
@@ -49,6 +56,12 @@ pub struct Client {
     think: u64,
     /// Whether values of several blocks are written.
     long_values: bool,
+    /// It keeps what it reads as long as it is not told that it has changed.
+    is_caching: bool,
+    tracker: Option<Tracker>,
+    /// Of connections that have ended.
+    pushes: u64,
+    compared: u64,
     /// Replies that it got.
     pub replies: u64,
     /// Writes that were refused.
@@ -71,14 +84,28 @@ impl Tokens {
     }
 }
 
+/// What RESP3 says otherwise.
+fn as_resp2(value: Value) -> Value {
+    match value {
+        Value::Line(b'_', _) => Value::Line(b'$', b"-1".to_vec()),
+        Value::Items(kind, items) => Value::Items(kind, items.into_iter().map(as_resp2).collect()),
+        other => other,
+    }
+}
+
 impl Client {
     /// A client that is not connected yet.
     pub fn new(name: usize, seed: u64, shards: usize, server_class: Durability, now: u64) -> Client {
         let mut random = Random::new(seed);
         let think = *random.pick(&[100_000, 2_000_000, 20_000_000, 300_000_000]);
+        let is_http = name > 0 && random.chance(25);
         Client {
             name,
-            is_http: name > 0 && random.chance(25),
+            is_http,
+            is_caching: !is_http && name > 0 && random.chance(60),
+            tracker: None,
+            pushes: 0,
+            compared: 0,
             shards,
             wire: None,
             asked: None,
@@ -98,15 +125,26 @@ impl Client {
 
     /// When it does something by itself, or has something to read.
     pub fn due(&self, net: &Net, quiet: bool) -> Option<u64> {
+        let hears = self.tracker.as_ref().and_then(|tracker| tracker.due(net));
         let reads = self.wire.and_then(|wire| net.readable_at(wire));
         let ended = self.wire.filter(|&wire| net.has_ended(wire)).map(|_| 0);
         let acts = (!quiet && self.outstanding.len() < OUTSTANDING_MAX).then_some(self.acts_at);
-        [reads, ended, acts].into_iter().flatten().min()
+        [reads, hears, ended, acts].into_iter().flatten().min()
     }
 
     /// Commands that are not answered, while the connection stands.
     pub fn outstanding(&self) -> usize {
         if self.wire.is_some() { self.outstanding.len() } else { 0 }
+    }
+
+    /// Invalidations that it got.
+    pub fn pushes(&self) -> u64 {
+        self.pushes + self.tracker.as_ref().map_or(0, |tracker| tracker.pushes)
+    }
+
+    /// Values in its caches that were judged.
+    pub fn compared(&self) -> u64 {
+        self.compared + self.tracker.as_ref().map_or(0, |tracker| tracker.compared)
     }
 
     /// The first command that is not answered.
@@ -123,13 +161,14 @@ impl Client {
         now: u64,
         quiet: bool,
     ) -> Result<(), String> {
+        self.hear(net, now)?;
         if let Some(wire) = self.wire {
             while let Some((bytes, durable)) = net.read(wire, now) {
                 self.received.extend_from_slice(&bytes);
                 self.take_replies(ledger, durable, now)?;
             }
             if net.has_ended(wire) {
-                self.leave();
+                self.leave_all(net, now);
                 net.end(wire, false, now);
             }
         }
@@ -140,18 +179,34 @@ impl Client {
         let Some(wire) = self.wire else {
             let listener = if self.is_http { HTTP_LISTENER } else { RESP_LISTENER };
             self.wire = Some(net.connect(self.random.below(self.shards), listener, now));
+            self.tracker = self.is_caching.then(|| Tracker::new(&mut self.random, net, self.shards, now));
             return Ok(());
         };
         if self.random.chance(1) {
             net.end(wire, self.random.chance(50), now);
-            self.leave();
+            self.leave_all(net, now);
             return Ok(());
         }
         let mut bytes = Vec::new();
+        if let Some(tracker) = &mut self.tracker {
+            if let Some(words) = tracker.begin(net.durable) {
+                bytes = words;
+                self.note(&Command::Ping, ledger, now, Tracker::BEGINNING, false);
+                Command::Ping.encode(&mut bytes);
+            } else if !tracker.has_begun() {
+                return Ok(());
+            } else if self.random.chance(1) {
+                tracker.drop_listener(net, now);
+            }
+        }
         let most = if self.is_http { 3 } else { 12 };
         for _ in 0..1 + self.random.below(most) {
             let command = if self.is_http { self.draw_http(tokens) } else { self.draw(tokens) };
-            self.note(&command, ledger.latest(), now);
+            let reads = matches!(command, Command::Get(_) | Command::Mget(_) | Command::Transaction(_));
+            let tracker = self.tracker.as_mut().filter(|_| reads);
+            let (words, keeps) = tracker.map_or((None, false), |tracker| tracker.announce(&mut self.random));
+            bytes.extend_from_slice(words.unwrap_or_default().as_bytes());
+            self.note(&command, ledger, now, usize::from(words.is_some()), keeps);
             match self.is_http {
                 true => command.encode_http(&mut bytes),
                 false => command.encode(&mut bytes),
@@ -163,7 +218,10 @@ impl Client {
 
     /// Asks for everything that is there: what a recovery brought back.
     pub fn audit(&mut self, net: &mut Net, ledger: &Ledger, now: u64) {
-        let wire = net.connect(self.random.below(self.shards), RESP_LISTENER, now);
+        let wire = match self.wire {
+            Some(wire) => wire,
+            None => net.connect(self.random.below(self.shards), RESP_LISTENER, now),
+        };
         self.wire = Some(wire);
         let mut bytes = Vec::new();
         let mut commands = vec![Command::AllKeys];
@@ -171,22 +229,46 @@ impl Client {
             commands.extend([Command::Get(key), Command::ExpireTime(key)]);
         }
         for command in commands {
-            self.note(&command, ledger.latest(), now);
+            self.note(&command, ledger, now, 0, false);
             command.encode(&mut bytes);
         }
         net.send(wire, &bytes, now);
     }
 
-    fn note(&mut self, command: &Command, latest: u64, now: u64) {
+    /// Asks for an answer behind everything that it has been told by now. `false`: it has no cache.
+    pub fn knock(&mut self, net: &mut Net, ledger: &Ledger, now: u64) -> bool {
+        let (Some(wire), Some(_)) = (self.wire, &self.tracker) else { return false };
+        self.note(&Command::Ping, ledger, now, 0, false);
+        let mut bytes = Vec::new();
+        Command::Ping.encode(&mut bytes);
+        net.send(wire, &bytes, now);
+        true
+    }
+
+    /// Holds its cache against what anybody has been shown by now; nothing is on its way any more.
+    pub fn check_cache(&mut self, ledger: &Ledger) -> Result<(), String> {
+        match &mut self.tracker {
+            Some(tracker) if self.wire.is_some() => {
+                let point = ledger.point();
+                tracker.check(ledger, &point, true).map_err(|why| format!("client {}: {why}", self.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&mut self, command: &Command, ledger: &Ledger, now: u64, before: usize, keeps: bool) {
         let class = self.asked.unwrap_or(self.server_class);
         // On one shard a connection's commands are executed in their order.
-        let from = latest;
+        let from = ledger.latest();
         self.outstanding.push_back(Sent {
             command: command.clone(),
             window: Window { from, since: now, until: now },
             class,
-            before: if self.is_http { 0 } else { command.replies_before() },
+            before: before + if self.is_http { 0 } else { command.replies_before() },
             written: self.written.len(),
+            point: ledger.point(),
+            keeps,
+            stale: Vec::new(),
         });
         self.written.extend(command.tokens());
         if let Command::Durability(class) = command {
@@ -194,8 +276,34 @@ impl Client {
         }
     }
 
+    /// Reads what is told to the other connection.
+    fn hear(&mut self, net: &mut Net, now: u64) -> Result<(), String> {
+        let Some(tracker) = &mut self.tracker else { return Ok(()) };
+        for key in tracker.hear(net, now)? {
+            // What is being read may be older than this, and come later.
+            for sent in &mut self.outstanding {
+                match key {
+                    Some(key) => sent.stale.push(key),
+                    None => sent.stale.extend(TEXTS.into_iter().chain(COUNTERS)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_all(&mut self, net: &mut Net, now: u64) {
+        if let Some(tracker) = &self.tracker {
+            tracker.drop_listener(net, now);
+        }
+        self.leave();
+    }
+
     /// The server ended, or the connection did.
     pub fn leave(&mut self) {
+        if let Some(tracker) = self.tracker.take() {
+            self.pushes += tracker.pushes;
+            self.compared += tracker.compared;
+        }
         self.wire = None;
         self.asked = None;
         self.outstanding.clear();
@@ -220,7 +328,13 @@ impl Client {
                 },
             };
             let Some(reply) = reply else { return Ok(()) };
-            self.take_reply(&reply, ledger, durable, now)?;
+            if let (Some(tracker), Value::Items(b'>', items)) = (&mut self.tracker, &reply) {
+                let durable = (self.server_class == Durability::Always).then_some(durable);
+                let taken = tracker.take_push(items, ledger, durable);
+                taken.map_err(|why| format!("client {}: {why}", self.name))?;
+                continue;
+            }
+            self.take_reply(&as_resp2(reply), ledger, durable, now)?;
         }
     }
 
@@ -237,12 +351,29 @@ impl Client {
         self.replies += 1;
         if sent.before > 0 {
             sent.before -= 1;
+            let is_beginning = matches!(sent.command, Command::Ping);
+            if let Some(tracker) = self.tracker.as_mut().filter(|_| is_beginning && reply.is_error()) {
+                // Whom it names may be gone.
+                tracker.end();
+            }
             return Ok(());
         }
         let Some(mut sent) = self.outstanding.pop_front() else { return Ok(()) };
         sent.window.until = now;
+        self.judge(&sent, reply, ledger, durable)?;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.absorb(&sent.command, reply, sent.keeps, &sent.stale);
+            let checked = tracker.check(ledger, &sent.point, false);
+            checked.map_err(|why| format!("client {}, answered {:?}: {why}", self.name, sent.command))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a reply can be, and may be by now.
+    fn judge(&mut self, sent: &Sent, reply: &Value, ledger: &mut Ledger, durable: u64) -> Result<(), String> {
+        let mut window = sent.window;
         if self.shards == 1 {
-            sent.window.from = sent.window.from.max(self.floor);
+            window.from = window.from.max(self.floor);
         }
         if reply.is_error() {
             self.refused += 1;
@@ -259,7 +390,9 @@ impl Client {
             let own = self.written[..sent.written].iter().filter_map(|token| ledger.lsn_of(*token));
             return ledger.promise(own.max().unwrap_or(0), durable, &what);
         }
-        let lsn = match ledger.explain(&sent.command, reply, sent.window) {
+        // What is not promised to stay may be told later.
+        let shows = self.server_class != Durability::Always || sent.class == Durability::Always;
+        let lsn = match ledger.explain(&sent.command, reply, window, shows) {
             Ok(lsn) => lsn,
             // It was not promised anything, and depends on what another shard has not handed over yet.
             Err(_) if sent.class != Durability::Always && ledger.is_behind() => return Ok(()),
@@ -272,7 +405,7 @@ impl Client {
         }
     }
 
-    /// A response as the reply to the command would be.
+    /// A response over HTTP as the reply to the command would be.
     fn parse_http(&mut self) -> Result<Option<Value>, String> {
         let Some(end) = self.received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
             return Ok(None);

@@ -9,6 +9,8 @@
 
 use super::trace;
 use crate::random::Random;
+use snapshot::names::{FileName as SnapshotName, SnapshotId};
+use snapshot::operation::{Action as SnapshotAction, Operation as SnapshotOperation};
 use std::collections::BTreeMap;
 use wal::block::PAGE_BYTES;
 use wal::operation::{Action, Completion, Errno, Operation, Sync};
@@ -24,6 +26,8 @@ pub enum Lie {
     CompletesBeforeFlush,
     /// A write or flush that failed is said to have succeeded: "ignore a failed flush".
     HidesFailures,
+    /// A snapshot's file is said to be flushed and is not: "rename before the flush".
+    ForgetsSnapshots,
 }
 
 /// Of a hundred operations, how many go wrong so.
@@ -35,6 +39,19 @@ pub struct Troubles {
     pub failures: usize,
     /// Everything else that fails.
     pub other_failures: usize,
+    /// Operations on the files of snapshots that fail.
+    pub snapshot_failures: usize,
+}
+
+/// What the disk was doing when the process ended.
+#[derive(Debug)]
+pub enum InFlight {
+    /// For the log.
+    Log(Operation),
+    /// For a snapshot.
+    Snapshot(SnapshotId, SnapshotOperation),
+    /// An old snapshot was being removed.
+    Remove(String),
 }
 
 #[derive(Clone, Debug)]
@@ -108,22 +125,31 @@ fn overlay(to: &mut [u8], to_at: usize, from: &[u8], from_at: usize) {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Entry {
-    Added(FileName, usize),
-    Renamed(FileName, FileName),
-    Removed(FileName),
+    Added(String, usize),
+    Renamed(String, String),
+    Removed(String),
 }
 
-fn enter(names: &mut BTreeMap<FileName, usize>, entry: Entry) {
+fn enter(names: &mut BTreeMap<String, usize>, entry: &Entry) {
     match entry {
-        Entry::Added(name, file) => drop(names.insert(name, file)),
+        Entry::Added(name, file) => drop(names.insert(name.clone(), *file)),
         Entry::Renamed(from, to) => {
-            if let Some(file) = names.remove(&from) {
-                names.insert(to, file);
+            if let Some(file) = names.remove(from) {
+                names.insert(to.clone(), file);
             }
         }
-        Entry::Removed(name) => drop(names.remove(&name)),
+        Entry::Removed(name) => drop(names.remove(name)),
+    }
+}
+
+fn show_of_snapshot(action: &SnapshotAction) -> String {
+    match action {
+        SnapshotAction::Write { offset, buffer, start } => {
+            format!("Write {offset} {} from {start}", buffer.as_slice().len())
+        }
+        other => format!("{other:?}"),
     }
 }
 
@@ -141,8 +167,8 @@ fn show(action: &Action) -> String {
 #[derive(Debug)]
 pub struct Disk {
     files: Vec<File>,
-    names: BTreeMap<FileName, usize>,
-    durable_names: BTreeMap<FileName, usize>,
+    names: BTreeMap<String, usize>,
+    durable_names: BTreeMap<String, usize>,
     volatile_entries: Vec<Entry>,
     random: Random,
     lie: Option<Lie>,
@@ -179,21 +205,21 @@ impl Disk {
     }
 
     /// Names and lengths, as a start finds them.
-    pub fn list(&self) -> Vec<(FileName, u64)> {
-        self.names.iter().map(|(&name, &file)| (name, self.files[file].length as u64)).collect()
+    pub fn list(&self) -> Vec<(String, u64)> {
+        self.names.iter().map(|(name, &file)| (name.clone(), self.files[file].length as u64)).collect()
     }
 
     /// Reads as the kernel would; how many bytes there were.
-    pub fn read(&mut self, name: FileName, bytes: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    pub fn read(&mut self, name: &str, bytes: &mut [u8], offset: u64) -> Result<usize, Errno> {
         self.burn()?;
-        let file = *self.names.get(&name).ok_or(Errno(2))?;
+        let file = *self.names.get(name).ok_or(Errno(2))?;
         Ok(self.files[file].read(bytes, offset as usize))
     }
 
     /// Flushes a file before it is believed.
-    pub fn flush(&mut self, name: FileName) -> Result<(), Errno> {
+    pub fn flush(&mut self, name: &str) -> Result<(), Errno> {
         self.burn()?;
-        let file = *self.names.get(&name).ok_or(Errno(2))?;
+        let file = *self.names.get(name).ok_or(Errno(2))?;
         self.files[file].flush();
         Ok(())
     }
@@ -201,9 +227,41 @@ impl Disk {
     /// Flushes the directory before it is believed.
     pub fn flush_directory(&mut self) -> Result<(), Errno> {
         self.burn()?;
+        self.keep_entries();
+        Ok(())
+    }
+
+    fn keep_entries(&mut self) {
         for entry in std::mem::take(&mut self.volatile_entries) {
-            enter(&mut self.durable_names, entry);
+            enter(&mut self.durable_names, &entry);
         }
+    }
+
+    fn has(&self, name: impl ToString) -> bool {
+        self.names.contains_key(&name.to_string())
+    }
+
+    fn add(&mut self, name: String) {
+        self.files.push(File::default());
+        self.enter(Entry::Added(name, self.files.len() - 1));
+    }
+
+    /// Removes a file. Its name comes back if the power goes before the directory is flushed.
+    pub fn remove(&mut self, name: &str) -> Result<(), Errno> {
+        if !self.has(name) {
+            return Err(Errno(2));
+        }
+        self.enter(Entry::Removed(name.to_string()));
+        Ok(())
+    }
+
+    /// Gives a file another name, for good.
+    pub fn rename(&mut self, from: &str, to: &str) -> Result<(), Errno> {
+        if !self.has(from) {
+            return Err(Errno(2));
+        }
+        self.enter(Entry::Renamed(from.to_string(), to.to_string()));
+        self.keep_entries();
         Ok(())
     }
 
@@ -218,7 +276,8 @@ impl Disk {
         }
     }
 
-    fn file(&mut self, name: FileName) -> &mut File {
+    fn file(&mut self, name: impl ToString) -> &mut File {
+        let name = name.to_string();
         let file = *self.names.get(&name).unwrap_or_else(|| panic!("{name} is not there: {:?}", self.names));
         &mut self.files[file]
     }
@@ -239,9 +298,8 @@ impl Disk {
         let mut returned = None;
         let result = match action {
             Action::Create { file } => {
-                assert!(!self.names.contains_key(&file), "{file} is there");
-                self.files.push(File::default());
-                self.enter(Entry::Added(file, self.files.len() - 1));
+                assert!(!self.has(file), "{file} is there");
+                self.add(file.to_string());
                 Ok(0)
             }
             Action::Reserve { file, length } => {
@@ -292,25 +350,17 @@ impl Disk {
                 Ok(0)
             }
             Action::Rename { from, to } => {
-                assert!(self.names.contains_key(&from) && !self.names.contains_key(&to), "{from} to {to}");
-                self.enter(Entry::Renamed(from, to));
+                assert!(self.has(from) && !self.has(to), "{from} to {to}");
+                self.enter(Entry::Renamed(from.to_string(), to.to_string()));
                 Ok(0)
             }
-            Action::Delete { file } => match self.names.contains_key(&file) {
-                true => {
-                    self.enter(Entry::Removed(file));
-                    Ok(0)
-                }
-                false => Err(Errno(2)),
-            },
+            Action::Delete { file } => self.remove(&file.to_string()).map(|()| 0),
             Action::FlushDirectory => {
-                for entry in std::mem::take(&mut self.volatile_entries) {
-                    enter(&mut self.durable_names, entry);
-                }
+                self.keep_entries();
                 Ok(0)
             }
             Action::Close { file } => {
-                assert!(self.names.contains_key(&file));
+                assert!(self.has(file));
                 Ok(0)
             }
         };
@@ -318,8 +368,71 @@ impl Disk {
     }
 
     fn enter(&mut self, entry: Entry) {
-        enter(&mut self.names, entry);
+        enter(&mut self.names, &entry);
         self.volatile_entries.push(entry);
+    }
+
+    /// Does an operation on the file of a snapshot: it is complete.
+    pub fn perform_of_snapshot(&mut self, snapshot: SnapshotId, operation: SnapshotOperation) -> Completion {
+        let SnapshotOperation { id, action } = operation;
+        let temporary = SnapshotName::Temporary(snapshot).to_string();
+        trace!("disk: {temporary}: {}", show_of_snapshot(&action));
+        if self.random.chance(self.troubles.snapshot_failures) {
+            trace!("disk: it fails");
+            let mut random = Random::new(self.random.next_u64());
+            let returned = match action {
+                SnapshotAction::Write { buffer, .. } => Some(buffer),
+                SnapshotAction::Flush => {
+                    self.drop_volatile(temporary, &mut random);
+                    None
+                }
+                _ => None,
+            };
+            return Completion { id, result: Err(Errno::EIO), buffer: returned };
+        }
+        let mut returned = None;
+        let result = match action {
+            SnapshotAction::Create => {
+                self.add(temporary);
+                Ok(0)
+            }
+            SnapshotAction::Reserve { length } => match self.used() + length as usize > self.capacity {
+                true => Err(Errno::ENOSPC),
+                false => {
+                    self.file(temporary).length = length as usize;
+                    Ok(0)
+                }
+            },
+            SnapshotAction::Write { offset, buffer, start } => {
+                let bytes = &buffer.as_slice()[start..];
+                assert!(offset.is_multiple_of(PAGE_BYTES as u64) && bytes.len().is_multiple_of(PAGE_BYTES));
+                let mut length = bytes.len();
+                if self.random.chance(self.troubles.short_writes) {
+                    length = self.random.below(length / SECTOR_BYTES) * SECTOR_BYTES;
+                }
+                let write = Written { offset: offset as usize, bytes: bytes[..length].to_vec() };
+                self.file(temporary).volatile.push(write);
+                returned = Some(buffer);
+                Ok(length)
+            }
+            SnapshotAction::Flush => {
+                if self.lie != Some(Lie::ForgetsSnapshots) {
+                    self.file(temporary).flush();
+                }
+                Ok(0)
+            }
+            SnapshotAction::Rename => {
+                let name = SnapshotName::Snapshot(snapshot).to_string();
+                self.enter(Entry::Renamed(temporary, name));
+                Ok(0)
+            }
+            SnapshotAction::FlushDirectory => {
+                self.keep_entries();
+                Ok(0)
+            }
+            SnapshotAction::Delete => self.remove(&temporary).map(|()| 0),
+        };
+        Completion { id, result, buffer: returned }
     }
 
     /// As kernels do: what could not be flushed is dropped in part, and the next flush says that all is well.
@@ -345,7 +458,7 @@ impl Disk {
         Completion { id, result, buffer: returned }
     }
 
-    fn drop_volatile(&mut self, name: FileName, random: &mut Random) {
+    fn drop_volatile(&mut self, name: impl ToString, random: &mut Random) {
         let file = self.file(name);
         for write in std::mem::take(&mut file.volatile) {
             file.keep(&write, || random.chance(50));
@@ -353,12 +466,12 @@ impl Disk {
     }
 
     /// The power goes, and whatever was not flushed is kept or lost sector by sector. `in_flight` was on its way.
-    pub fn cut_power(&mut self, in_flight: Vec<Operation>) {
+    pub fn cut_power(&mut self, in_flight: Vec<InFlight>) {
         let mut random = Random::new(self.random.next_u64());
         self.abandon(in_flight, &mut random);
         for entry in std::mem::take(&mut self.volatile_entries) {
             if random.chance(50) {
-                enter(&mut self.durable_names, entry);
+                enter(&mut self.durable_names, &entry);
             }
         }
         let mut survivors = Vec::new();
@@ -373,33 +486,52 @@ impl Disk {
     }
 
     /// The process is killed: what the kernel has, it has, and may lose yet.
-    pub fn kill(&mut self, in_flight: Vec<Operation>) {
+    pub fn kill(&mut self, in_flight: Vec<InFlight>) {
         let mut random = Random::new(self.random.next_u64());
         self.abandon(in_flight, &mut random);
     }
 
     /// What was on its way is done, half done, or not done.
-    fn abandon(&mut self, in_flight: Vec<Operation>, random: &mut Random) {
+    fn abandon(&mut self, in_flight: Vec<InFlight>, random: &mut Random) {
         self.troubles = Troubles::default();
         for operation in in_flight {
-            match operation.action {
-                Action::Write { file, offset, buffer, start, .. } => {
-                    let bytes = &buffer.as_slice()[start..];
-                    let length = random.below(bytes.len() / SECTOR_BYTES + 1) * SECTOR_BYTES;
-                    let write = Written { offset: offset as usize, bytes: bytes[..length].to_vec() };
-                    self.file(file).volatile.push(write);
+            let (name, offset, bytes) = match operation {
+                InFlight::Log(Operation {
+                    action: Action::Write { file, offset, buffer, start, .. },
+                    ..
+                }) => (file.to_string(), offset, buffer.as_slice()[start..].to_vec()),
+                InFlight::Snapshot(id, SnapshotOperation { action, .. })
+                    if matches!(action, SnapshotAction::Write { .. }) =>
+                {
+                    let SnapshotAction::Write { offset, buffer, start } = action else { unreachable!() };
+                    (SnapshotName::Temporary(id).to_string(), offset, buffer.as_slice()[start..].to_vec())
                 }
-                _ if random.chance(50) => drop(self.perform(operation)),
-                _ => {}
-            }
+                _ if random.chance(50) => continue,
+                InFlight::Log(operation) => {
+                    self.perform(operation);
+                    continue;
+                }
+                InFlight::Snapshot(id, operation) => {
+                    self.perform_of_snapshot(id, operation);
+                    continue;
+                }
+                InFlight::Remove(name) => {
+                    // It may have gone already.
+                    let _ = self.remove(&name);
+                    continue;
+                }
+            };
+            let length = random.below(bytes.len() / SECTOR_BYTES + 1) * SECTOR_BYTES;
+            let write = Written { offset: offset as usize, bytes: bytes[..length].to_vec() };
+            self.file(name).volatile.push(write);
         }
     }
 
-    /// A medium that rots: flips a bit of a sector that was written.
+    /// A medium that rots: flips a bit of a sector of a segment or snapshot that was written.
     pub fn flip(&mut self) {
-        let segments = self.names.iter().filter(|(name, _)| matches!(name, FileName::Segment(_)));
-        let written: Vec<usize> =
-            segments.map(|(_, &file)| file).filter(|&file| !self.files[file].durable.is_empty()).collect();
+        let is_data = |name: &str| name.ends_with(".wal") || name.ends_with(".mrs");
+        let files = self.names.iter().filter(|(name, _)| is_data(name)).map(|(_, &file)| file);
+        let written: Vec<usize> = files.filter(|&file| !self.files[file].durable.is_empty()).collect();
         if written.is_empty() {
             return;
         }

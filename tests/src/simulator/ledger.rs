@@ -11,6 +11,7 @@ use super::command::{Command, State, Stored, TOKEN_BYTES, Token, Verdict, parse_
 use super::trace;
 use crate::oracle::value::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 use store::mutation::Mutation;
 
 /// A version that a key had from a record on.
@@ -19,6 +20,8 @@ struct Version {
     lsn: u64,
     /// `None`: the key is not there.
     stored: Option<Stored>,
+    /// How often the record changed it.
+    times: usize,
 }
 
 #[derive(Debug)]
@@ -47,6 +50,15 @@ pub struct Loss {
     pub age_max: u64,
 }
 
+/// What anybody had been shown at a moment.
+#[derive(Clone, Debug, Default)]
+pub struct Point {
+    /// Everything up to this record.
+    promised: u64,
+    /// By key the latest version, and whether it was seen to have ended.
+    shown: Rc<BTreeMap<Vec<u8>, (u64, bool)>>,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -62,6 +74,8 @@ pub struct Ledger {
     promised: (u64, String),
     /// The most that the server took for durable.
     durable: u64,
+    /// See [`Point::shown`].
+    shown: Rc<BTreeMap<Vec<u8>, (u64, bool)>>,
 }
 
 impl Ledger {
@@ -139,8 +153,11 @@ impl Ledger {
     fn put(&mut self, key: &[u8], lsn: u64, stored: Option<Stored>) {
         let versions = self.keys.entry(key.to_vec()).or_default();
         match versions.last_mut() {
-            Some(last) if last.lsn == lsn => last.stored = stored,
-            _ => versions.push(Version { lsn, stored }),
+            Some(last) if last.lsn == lsn => {
+                last.stored = stored;
+                last.times += 1;
+            }
+            _ => versions.push(Version { lsn, stored, times: 1 }),
         }
     }
 
@@ -160,8 +177,82 @@ impl Ledger {
         self.keys.keys().map(Vec::as_slice).collect()
     }
 
-    /// Finds what explains a reply: the record it depends on.
-    pub fn explain(&mut self, command: &Command, reply: &Value, window: Window) -> Result<u64, String> {
+    /// What anybody has been shown by now.
+    pub fn point(&self) -> Point {
+        Point { promised: self.promised.0, shown: Rc::clone(&self.shown) }
+    }
+
+    /// Somebody was shown these keys as they were behind a record.
+    fn show(&mut self, keys: &[Vec<u8>], lsn: u64, low_ms: u64) {
+        for key in keys {
+            let Some(version) = self.version(key, lsn) else { continue };
+            let ends = version.stored.as_ref().and_then(|stored| stored.expires_ms);
+            let seen = (version.lsn, ends.is_some_and(|end| end < low_ms));
+            let before = self.shown.get(key).copied().unwrap_or_default();
+            if seen > before {
+                Rc::make_mut(&mut self.shown).insert(key.clone(), seen);
+            }
+        }
+    }
+
+    /// A client keeps this for a key's value (`None`: it is not there), and has heard everything up to the answer to a
+    /// command that it sent at this point.
+    pub fn check_cached(&self, key: &[u8], cached: Option<&[u8]>, point: &Point) -> Result<(), String> {
+        let (mut lsn, mut has_ended) = point.shown.get(key).copied().unwrap_or_default();
+        if let Some(promised) = self.version(key, point.promised)
+            && promised.lsn > lsn
+        {
+            (lsn, has_ended) = (promised.lsn, false);
+        }
+        let versions = self.keys.get(key).map_or(&[][..], Vec::as_slice);
+        let later = &versions[versions.partition_point(|version| version.lsn < lsn)..];
+        let fits = |version: &Version| match (&version.stored, cached) {
+            (None, None) => true,
+            // It may have come to its end.
+            (Some(stored), None) => stored.expires_ms.is_some(),
+            (Some(stored), Some(cached)) => stored.value == cached && !(has_ended && version.lsn == lsn),
+            (None, Some(_)) => false,
+        };
+        if later.iter().any(fits) || (lsn == 0 && cached.is_none()) || self.is_behind() {
+            return Ok(());
+        }
+        let show = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
+        Err(format!(
+            "{} is kept as {:?}, and LSN {lsn}{} had been shown before the command was sent that is answered now; since then: \
+             {later:?}",
+            show(key),
+            cached.map(show),
+            if has_ended { " and its end" } else { "" },
+        ))
+    }
+
+    /// A client that hears of every change of a key has been told so often, since it asked when `begun` was durable;
+    /// `durable` was when it was last told.
+    pub fn check_told(&self, key: &[u8], told: usize, begun: u64, durable: u64) -> Result<(), String> {
+        let versions = self.keys.get(key).map_or(&[][..], Vec::as_slice);
+        // Ends are told as well, and are no records.
+        let ends =
+            |version: &Version| version.stored.as_ref().is_some_and(|stored| stored.expires_ms.is_some());
+        let first = versions.partition_point(|version| version.lsn <= begun);
+        let known = versions[first..].iter().filter(|version| version.lsn <= durable);
+        let changes = known.map(|version| version.times).sum();
+        if told <= changes || versions[first.saturating_sub(1)..].iter().any(ends) || self.is_behind() {
+            return Ok(());
+        }
+        let key = String::from_utf8_lossy(key);
+        Err(format!(
+            "{key} was told {told} times, and changed {changes} times from LSN {begun} to {durable}, which is durable"
+        ))
+    }
+
+    /// Finds what explains a reply: the record it depends on. `shows`: the client is promised that it will stay so.
+    pub fn explain(
+        &mut self,
+        command: &Command,
+        reply: &Value,
+        window: Window,
+        shows: bool,
+    ) -> Result<u64, String> {
         let tokens = command.tokens();
         if reply.is_error() {
             let text = reply.show();
@@ -207,7 +298,12 @@ impl Ledger {
                 Verdict::No(why) => reasons.push(format!("after LSN {lsn}: {why}, of {before:?}")),
                 Verdict::Yes if !state.differs(&before) => {
                     let seen = keys.iter().filter_map(|key| self.version(key, lsn));
-                    return Ok(seen.map(|version| version.lsn).max().unwrap_or(0));
+                    let seen = seen.map(|version| version.lsn).max().unwrap_or(0);
+                    if shows {
+                        let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+                        self.show(&keys, lsn, low_ms);
+                    }
+                    return Ok(seen);
                 }
                 Verdict::Yes => {
                     if lsn == latest {
@@ -220,7 +316,13 @@ impl Ledger {
                     match state.accounts_for(&after)
                         && tokens.iter().all(|token| self.lsn_of(*token).is_none_or(|own| own == lsn + 1))
                     {
-                        true => return Ok(lsn + 1),
+                        true => {
+                            if shows {
+                                let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+                                self.show(&keys, lsn + 1, low_ms);
+                            }
+                            return Ok(lsn + 1);
+                        }
                         false => reasons.push(format!("LSN {} is {after:?}, not {state:?}", lsn + 1)),
                     }
                 }
@@ -256,22 +358,49 @@ impl Ledger {
         self.durable = self.durable.max(durable);
     }
 
-    /// The server ended at `now` and this was recovered. It must be what was executed, from LSN 1 on, byte for byte; with
+    /// What a start has made of a snapshot and the log behind it must be the state after the last record: every key of that
+    /// time with its value and its end, and no other.
+    pub fn check_state(&self, found: &BTreeMap<Vec<u8>, Stored>, now_ms: u64) -> Result<(), String> {
+        let last = self.latest();
+        let state = |key: &Vec<u8>| {
+            let stored = self.version(key, last)?.stored.as_ref()?;
+            stored.expires_ms.is_none_or(|end| end >= now_ms).then_some(stored)
+        };
+        for key in self.keys.keys() {
+            let (expected, found) = (state(key), found.get(key));
+            if expected != found {
+                let key = String::from_utf8_lossy(key);
+                return Err(format!("after LSN {last} {key} is {expected:?}, and the start has {found:?}"));
+            }
+        }
+        match found.keys().find(|key| !self.keys.contains_key(*key)) {
+            Some(key) => {
+                Err(format!("{:?} was never written, and the start has it", String::from_utf8_lossy(key)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The server ended at `now`, and up to `last` was recovered: what is still in the log must be what was executed, byte
+    /// for byte (the state as a whole is looked at elsewhere: [`Ledger::check_state`]); with
     /// all that was promised, and all that the server took for durable, told or not; and no more may be lost than
     /// `loss` allows. If bits were flipped (`may_rot`) the end may be missing, as nothing tells it from a
     /// torn tail.
     pub fn recover(
         &mut self,
         recovered: &[(u64, Vec<u8>)],
+        last: u64,
         now: u64,
         loss: Option<Loss>,
         may_rot: bool,
     ) -> Result<(), String> {
+        let first = recovered.first().map_or(1, |(lsn, _)| *lsn);
         for (index, (lsn, payload)) in recovered.iter().enumerate() {
-            if *lsn != index as u64 + 1 {
-                return Err(format!("LSN {lsn} was recovered in the place of {}", index + 1));
+            let expected = first + index as u64;
+            if *lsn != expected {
+                return Err(format!("LSN {lsn} was recovered in the place of {expected}"));
             }
-            let Some(executed) = self.executed.get(index) else {
+            let Some(executed) = self.executed.get(*lsn as usize - 1) else {
                 return Err(format!("LSN {lsn} was recovered and never executed"));
             };
             if executed.payload != *payload {
@@ -281,7 +410,9 @@ impl Ledger {
                 ));
             }
         }
-        let last = recovered.len() as u64;
+        if last > self.latest() {
+            return Err(format!("recovered up to LSN {last}, and {} was the last", self.latest()));
+        }
         if !may_rot {
             if last < self.promised.0 {
                 let (promised, what) = &self.promised;
@@ -293,7 +424,7 @@ impl Ledger {
                     self.durable
                 ));
             }
-            if let (Some(loss), [first, .., latest]) = (loss, &self.executed[recovered.len()..]) {
+            if let (Some(loss), [first, .., latest]) = (loss, &self.executed[last as usize..]) {
                 // Shards hand over in any order.
                 let (span, age) = (latest.at.saturating_sub(first.at), now - first.at);
                 if span > loss.span_max || age > loss.age_max {
@@ -304,7 +435,7 @@ impl Ledger {
                 }
             }
         }
-        self.executed.truncate(recovered.len());
+        self.executed.truncate(last as usize);
         self.early.clear();
         for versions in self.keys.values_mut() {
             versions.truncate(versions.partition_point(|version| version.lsn <= last));
@@ -312,6 +443,7 @@ impl Ledger {
         let lost = self.tokens.iter().filter(|(_, lsn)| **lsn > last).map(|(token, _)| *token);
         self.banned.extend(lost.collect::<Vec<_>>());
         self.tokens.retain(|_, lsn| *lsn <= last);
+        self.shown = Rc::default();
         // Everything is durable now that was recovered.
         self.promised = (last, String::from("the start said so"));
         self.durable = last;

@@ -17,8 +17,10 @@
 //! | [`net`] | connections, and the driver that a shard sees |
 //! | [`disk`] | what is durable, what a power cut leaves, what fails |
 //! | [`client`] | who asks, and for what |
+//! | [`tracker`] | what clients keep, and are told to drop |
 //! | [`command`] | the commands, and the model of what they answer |
 //! | [`ledger`] | what was executed and promised, and what must come back |
+//! | [`snapshots`] | who takes snapshots, and where a start reads them |
 //! | [`campaign`] | many seeds on all cores, and what they came to |
 
 pub mod campaign;
@@ -29,6 +31,8 @@ pub mod disk;
 pub mod ledger;
 pub mod net;
 pub mod server;
+pub mod snapshots;
+pub mod tracker;
 
 /// Says what happens, in a run that is replayed with MILLRACE_TRACE=1.
 macro_rules! trace {
@@ -43,20 +47,26 @@ use trace;
 use crate::random::Random;
 use client::{Client, Tokens};
 use clock::SimClock;
+use command::Stored;
 use disk::{Disk, Lie, Troubles};
 use ledger::{Ledger, Loss};
 use net::Net;
 use reactor::io::log_files::{LogWriteMode, checksum};
 use reactor::server::log_handle::LogState;
 use reactor::server::log_owner::LogOptions;
-use server::{Actor, NoStart, Server, Setup, read_log};
+use reactor::server::snapshot_handle::Schedule;
+use server::{Actor, Found, NoStart, Server, Setup, read_log, restore_all};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::Duration;
+use store::image::restore::LiveCursor;
 use store::session::Durability;
+use store::tracking::Mistake;
 use wal::checksum::Checksum;
+use wal::lsn::Lsn;
 use wal::settings::FlushPolicy;
 
 /// A mistake that is made on purpose: the simulator must find each.
@@ -68,11 +78,24 @@ pub enum Bug {
     IgnoresFailedFlush,
     /// Believes every block, whatever its checksum.
     SkipsChecksum,
+    /// Lets the log go when a snapshot has its name, flushed or not.
+    TrustsUnflushedSnapshots,
+    /// Something of client tracking.
+    Tracking(Mistake),
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 3] = [Bug::AcknowledgesEarly, Bug::IgnoresFailedFlush, Bug::SkipsChecksum];
+    pub const ALL: [Bug; 8] = [
+        Bug::AcknowledgesEarly,
+        Bug::IgnoresFailedFlush,
+        Bug::SkipsChecksum,
+        Bug::TrustsUnflushedSnapshots,
+        Bug::Tracking(Mistake::RegistersLate),
+        Bug::Tracking(Mistake::ForgetsRedirection),
+        Bug::Tracking(Mistake::PushesFirst),
+        Bug::Tracking(Mistake::TellsEarly),
+    ];
 }
 
 /// What runs came to.
@@ -94,6 +117,14 @@ pub struct Tally {
     pub full_disks: u64,
     /// Recoveries that refused a log whose bits were flipped.
     pub damage_refused: u64,
+    /// Snapshots that were completed, and attempts that were not.
+    pub snapshots: u64,
+    /// See there.
+    pub failed_snapshots: u64,
+    /// Starts from a snapshot.
+    pub starts_from_snapshots: u64,
+    /// Servers that ended because a page of the snapshot they lived on was damaged.
+    pub damage_served: u64,
     /// Lives at whose end everything had been answered.
     pub quiet_ends: u64,
     /// Records executed, and those of them that a crash took.
@@ -104,6 +135,10 @@ pub struct Tally {
     pub replies: u64,
     /// Of them, writes that were refused.
     pub refused: u64,
+    /// Invalidations that clients got, and values in their caches that were judged.
+    pub pushes: u64,
+    /// See there.
+    pub cached: u64,
     /// Steps.
     pub steps: u64,
 }
@@ -124,11 +159,17 @@ impl Tally {
         self.failed_logs += other.failed_logs;
         self.full_disks += other.full_disks;
         self.damage_refused += other.damage_refused;
+        self.snapshots += other.snapshots;
+        self.failed_snapshots += other.failed_snapshots;
+        self.starts_from_snapshots += other.starts_from_snapshots;
+        self.damage_served += other.damage_served;
         self.quiet_ends += other.quiet_ends;
         self.records += other.records;
         self.lost_records += other.lost_records;
         self.replies += other.replies;
         self.refused += other.refused;
+        self.pushes += other.pushes;
+        self.cached += other.cached;
         self.steps += other.steps;
     }
 }
@@ -138,8 +179,9 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{} runs, {} crashes ({} power cuts, {} kills, {} cut while recovering), {} stops, {} failed logs, {} full \
-             disks, {} logs refused for flipped bits, {} quiet ends; {} records, {} of them lost unpromised; {} \
-             replies judged, {} writes refused; {} steps",
+             disks, {} starts refused for flipped bits, {} servers ended for them, {} snapshots and {} that failed, {} \
+             starts from one, {} quiet ends; {} records, {} of them lost unpromised; {} \
+             replies judged, {} writes refused; {} invalidations, {} cached values judged; {} steps",
             self.runs,
             self.crashes(),
             self.power_cuts,
@@ -149,11 +191,17 @@ impl fmt::Display for Tally {
             self.failed_logs,
             self.full_disks,
             self.damage_refused,
+            self.damage_served,
+            self.snapshots,
+            self.failed_snapshots,
+            self.starts_from_snapshots,
             self.quiet_ends,
             self.records,
             self.lost_records,
             self.replies,
             self.refused,
+            self.pushes,
+            self.cached,
             self.steps
         )
     }
@@ -202,6 +250,9 @@ struct Run {
     block_bytes_max: usize,
     write_mode: LogWriteMode,
     flips: bool,
+    /// Snapshots are taken.
+    snapshots: bool,
+    mistake: Option<Mistake>,
     /// The disk takes its time in this life.
     is_slow: bool,
     /// The log failed in this life.
@@ -219,7 +270,8 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
     let lie = match bug {
         Some(Bug::AcknowledgesEarly) => Some(Lie::CompletesBeforeFlush),
         Some(Bug::IgnoresFailedFlush) => Some(Lie::HidesFailures),
-        Some(Bug::SkipsChecksum) | None => None,
+        Some(Bug::TrustsUnflushedSnapshots) => Some(Lie::ForgetsSnapshots),
+        Some(Bug::SkipsChecksum | Bug::Tracking(_)) | None => None,
     };
     let block_bytes_max = *random.pick(&[4096, 4096, 8192, 16_384]);
     let clock = SimClock::new(*random.pick(&[50, 200, 1000, 5000]));
@@ -236,6 +288,12 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
         block_bytes_max,
         write_mode: *random.pick(&[LogWriteMode::Direct, LogWriteMode::Fdatasync]),
         flips: random.chance(10) || bug == Some(Bug::SkipsChecksum),
+        // Threads that apply records would compute honest checksums of its pages.
+        snapshots: random.chance(40) && bug != Some(Bug::SkipsChecksum),
+        mistake: match bug {
+            Some(Bug::Tracking(mistake)) => Some(mistake),
+            _ => None,
+        },
         is_slow: false,
         has_failed: false,
         is_rotten: false,
@@ -247,26 +305,29 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
             return Ok(run.tally);
         }
     }
-    run.read_back()?;
+    let setup = run.setup();
+    run.read_back(&setup)?;
     Ok(run.tally)
 }
 
 impl Run {
     /// One life. False: there can be no other.
     fn live(&mut self) -> Result<bool, String> {
-        let Some((start, records)) = self.read_back()? else { return Ok(false) };
         let setup = self.setup();
+        let Some(found) = self.read_back(&setup)? else { return Ok(false) };
+        let next_lsn = found.restored.recovered.start.next_lsn;
+        self.tally.starts_from_snapshots += u64::from(found.restored.snapshot.is_some());
         let net =
             Net::new(self.random.next_u64(), setup.shards, *self.random.pick(&[5000, 200_000, 5_000_000]));
         let net = Rc::new(RefCell::new(net));
         let seed = self.random.next_u64();
-        let mut server = Server::start(&self.disk, &self.clock, &net, &setup, &start, &records, seed)?;
+        let mut server = Server::start(&self.disk, &self.clock, &net, &setup, found, seed)?;
         let now = self.clock.nanos();
         let mut clients: Vec<Client> = (0..1 + self.random.below(4))
             .map(|name| Client::new(name, self.random.next_u64(), setup.shards, self.class, now))
             .collect();
         clients[0].audit(&mut net.borrow_mut(), &self.ledger, now);
-        trace!("{now}: a life on {} shards, {} clients, LSN {}", setup.shards, clients.len(), start.next_lsn);
+        trace!("{now}: a life on {} shards, {} clients, LSN {}", setup.shards, clients.len(), next_lsn);
         trace!("{setup:?}");
         let end = *self.random.pick(&[End::PowerCut, End::PowerCut, End::PowerCut, End::Kill, End::Stop]);
         // Most power cuts come out of the blue, some when everybody has their answers.
@@ -280,8 +341,24 @@ impl Run {
         for client in &clients {
             self.tally.replies += client.replies;
             self.tally.refused += client.refused;
+            self.tally.pushes += client.pushes();
+            self.tally.cached += client.compared();
         }
-        done?;
+        let (taken, failed) = server.snapshots();
+        self.tally.snapshots += taken;
+        self.tally.failed_snapshots += failed;
+        let end = match done {
+            // As the process would, before anything more leaves.
+            Err(why) if self.is_rotten && why.contains("the snapshot that is being served is damaged") => {
+                trace!("{why}");
+                self.tally.damage_served += 1;
+                End::Kill
+            }
+            done => {
+                done?;
+                end
+            }
+        };
         self.has_failed = server.failed_at.is_some();
         self.tally.failed_logs += u64::from(self.has_failed);
         // What was sent is read, whatever becomes of the server.
@@ -313,11 +390,13 @@ impl Run {
             }
             End::PowerCut => {
                 self.tally.power_cuts += 1;
-                self.disk.borrow_mut().cut_power(server.end());
+                let in_flight = server.end();
+                self.disk.borrow_mut().cut_power(in_flight);
             }
             End::Kill => {
                 self.tally.kills += 1;
-                self.disk.borrow_mut().kill(server.end());
+                let in_flight = server.end();
+                self.disk.borrow_mut().kill(in_flight);
             }
         }
         self.disk.borrow_mut().troubles = Troubles::default();
@@ -326,8 +405,7 @@ impl Run {
     }
 
     /// What a start finds. `None`: it rightly refuses to start.
-    #[allow(clippy::type_complexity, reason = "how a log goes on, and what it holds")]
-    fn read_back(&mut self) -> Result<Option<(wal::group_commit::Start, Vec<(u64, Vec<u8>)>)>, String> {
+    fn read_back(&mut self, setup: &Setup) -> Result<Option<Found>, String> {
         let ended = self.clock.nanos();
         // It takes a while until somebody starts it again.
         self.clock.leap(ended + self.random.next_u64() % 2_000_000_000);
@@ -339,37 +417,76 @@ impl Run {
         loop {
             let fuse = self.random.chance(20).then(|| self.random.below(12));
             self.disk.borrow_mut().fuse = fuse;
-            let found = read_log(&self.disk, self.checksum, self.random.next_u64());
+            let found = self.try_start(setup, ended);
             self.disk.borrow_mut().fuse = None;
             match found {
-                Ok((recovered, records)) => {
-                    trace!("recovered: {:?}", recovered.end);
-                    let loss = (self.policy == FlushPolicy::OnRequest).then_some(Loss {
-                        span_max: 1_050_000_000,
-                        // A log that has failed takes nothing more, however long it goes on.
-                        age_max: if self.is_slow || self.has_failed { u64::MAX / 2 } else { 1_000_000_000 },
-                    });
-                    let executed = self.ledger.latest();
-                    self.ledger.recover(&records, ended, loss, self.is_rotten)?;
-                    if recovered.start.next_lsn.0 != records.len() as u64 + 1 {
-                        return Err(format!("{} records, and then {:?}", records.len(), recovered.start));
-                    }
-                    self.tally.records += executed;
-                    self.tally.lost_records += executed - self.ledger.latest();
-                    return Ok(Some((recovered.start, records)));
-                }
+                Ok(found) => return found.map(Some),
                 Err(NoStart::PowerCut) => {
                     trace!("the power goes while recovery reads");
                     self.tally.cut_recoveries += 1;
                     self.disk.borrow_mut().cut_power(Vec::new());
                 }
-                Err(NoStart::Damage(_)) if self.is_rotten => {
+                Err(NoStart::Damage(why)) if self.is_rotten => {
+                    trace!("no start: {why}");
                     self.tally.damage_refused += 1;
                     return Ok(None);
                 }
                 Err(NoStart::Damage(why) | NoStart::Wrong(why)) => return Err(format!("recovery: {why}")),
             }
         }
+    }
+
+    /// A start, and what the ledger says of it; the outer error is no fault of the server.
+    fn try_start(&mut self, setup: &Setup, ended: u64) -> Result<Result<Found, String>, NoStart> {
+        let found = restore_all(&self.disk, &self.clock, setup, &mut self.random)?;
+        // What came before may be gone from the log.
+        let from = found.restored.snapshot.map_or(Lsn::FIRST, |id| id.lsn.next());
+        let records = read_log(&self.disk, self.checksum, from)?;
+        let next_lsn = found.restored.recovered.start.next_lsn.0;
+        let executed = self.ledger.latest();
+        let loss = (self.policy == FlushPolicy::OnRequest).then_some(Loss {
+            span_max: 1_050_000_000,
+            // A log that has failed takes nothing more, however long it goes on.
+            age_max: if self.is_slow || self.has_failed { u64::MAX / 2 } else { 1_000_000_000 },
+        });
+        let judged = self.ledger.recover(&records, next_lsn - 1, ended, loss, self.is_rotten);
+        if let Err(why) = judged {
+            return Ok(Err(why));
+        }
+        self.tally.records += executed;
+        self.tally.lost_records += executed - self.ledger.latest();
+        // Looking at all keys looks at all pages: mostly it is the clients who do.
+        if found.restored.snapshot.is_none() || self.random.chance(30) {
+            let checked = self.check_state(setup)?;
+            if let Err(why) = checked {
+                return Ok(Err(why));
+            }
+        }
+        Ok(Ok(found))
+    }
+
+    /// Holds every key that another start finds against the ledger.
+    fn check_state(&mut self, setup: &Setup) -> Result<Result<(), String>, NoStart> {
+        let mut found = restore_all(&self.disk, &self.clock, setup, &mut self.random)?;
+        let now = self.clock.now();
+        let mut state = BTreeMap::new();
+        for keyspace in &mut found.restored.keyspaces {
+            let mut at = Some(LiveCursor::START);
+            while let Some(cursor) = at {
+                at = keyspace.for_each_live(cursor, 1 << 20, now, &mut |key, entry| {
+                    let stored = Stored { value: entry.value.to_vec(), expires_ms: entry.expires_at };
+                    state.insert(key.to_vec(), stored);
+                });
+            }
+            if let Some(damage) = keyspace.damage() {
+                return match self.is_rotten {
+                    // Whoever is started from it finds that out as well.
+                    true => Ok(Ok(())),
+                    false => Ok(Err(format!("a page of a snapshot nobody touched: {damage}"))),
+                };
+            }
+        }
+        Ok(self.ledger.check_state(&state, now.unix_ms()))
     }
 
     fn setup(&mut self) -> Setup {
@@ -387,6 +504,7 @@ impl Run {
             class: self.class,
             log: LogOptions {
                 segment_bytes: self.segment_bytes,
+                first_segment_bytes: *random.pick(&[0, self.segment_bytes]),
                 block_bytes_max: self.block_bytes_max,
                 pending_bytes_max: *random.pick(&[32 << 10, 256 << 10, 64 << 20]),
                 spare_segments: 1 + random.below(2),
@@ -400,6 +518,14 @@ impl Run {
             block_delay: delay(random, is_block_slow),
             helper_delay: delay(random, self.is_slow),
             checksum: self.checksum,
+            tracking_pairs_max: *random.pick(&[3, 1_000_000, 1_000_000]),
+            mistake: self.mistake,
+            snapshots: self.snapshots.then(|| Schedule {
+                log_bytes: *random.pick(&[0, 20_000, 200_000]),
+                interval_s: *random.pick(&[0, 1]),
+                on_shutdown: random.chance(50),
+                keep: 1 + random.below(3),
+            }),
         }
     }
 
@@ -423,11 +549,15 @@ impl Run {
                     1 => disk.troubles.other_failures = percent,
                     2 | 3 => disk.capacity = disk.used() + self.random.below(3) * self.segment_bytes as usize,
                     4 => disk.troubles.short_writes = percent.min(60),
+                    5 => disk.troubles.snapshot_failures = percent.min(20),
                     _ => {}
                 }
             }
             if trouble == 2 && step == trouble_at + steps / 3 {
                 self.disk.borrow_mut().capacity = usize::MAX;
+            }
+            if self.snapshots && self.random.below(200) == 0 {
+                server.wish_snapshot();
             }
             was_full |= matches!(server.state(), LogState::Full(_));
             if !self.step(server, net, clients, false)? {
@@ -460,6 +590,7 @@ impl Run {
             }
         }
         self.tally.quiet_ends += 1;
+        self.check_caches(server, net, clients)?;
         if stops {
             net.borrow_mut().stop();
             until = self.clock.nanos() + patience;
@@ -471,6 +602,33 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Somebody looks at everything, then nothing is on its way any more: no cache holds what is older than that.
+    fn check_caches(
+        &mut self,
+        server: &mut Server,
+        net: &Rc<RefCell<Net>>,
+        clients: &mut [Client],
+    ) -> Result<(), String> {
+        for round in 0..2 {
+            let now = self.clock.nanos();
+            match round {
+                0 => clients[0].audit(&mut net.borrow_mut(), &self.ledger, now),
+                _ => clients.iter_mut().for_each(|client| {
+                    client.knock(&mut net.borrow_mut(), &self.ledger, now);
+                }),
+            }
+            let until = now + 1_000_000_000;
+            for _ in 0..20_000 {
+                let is_answered = clients.iter().all(|client| client.outstanding() == 0);
+                let is_over = is_answered && self.clock.nanos() > until;
+                if is_over || !self.step(server, net, clients, true)? {
+                    break;
+                }
+            }
+        }
+        clients.iter_mut().try_for_each(|client| client.check_cache(&self.ledger))
     }
 
     /// One step of anybody. False: nothing will ever happen again.
@@ -491,12 +649,13 @@ impl Run {
         };
         consider(0, server.due(Actor::Owner));
         consider(1, server.due(Actor::Helper));
+        consider(2, server.due(Actor::Taker));
         let shards = server.shards();
         for shard in 0..shards {
-            consider(2 + shard, server.due(Actor::Shard(shard)));
+            consider(3 + shard, server.due(Actor::Shard(shard)));
         }
         for (index, client) in clients.iter().enumerate() {
-            consider(2 + shards + index, client.due(&net.borrow(), quiet));
+            consider(3 + shards + index, client.due(&net.borrow(), quiet));
         }
         let Some(&chosen) = (!ready.is_empty()).then(|| self.random.pick(&ready)) else {
             let Some(next) = next else { return Ok(false) };
@@ -506,9 +665,10 @@ impl Run {
         match chosen {
             0 => server.step(Actor::Owner, &mut self.ledger)?,
             1 => server.step(Actor::Helper, &mut self.ledger)?,
-            _ if chosen < 2 + shards => server.step(Actor::Shard(chosen - 2), &mut self.ledger)?,
+            2 => server.step(Actor::Taker, &mut self.ledger)?,
+            _ if chosen < 3 + shards => server.step(Actor::Shard(chosen - 3), &mut self.ledger)?,
             _ => {
-                let client = &mut clients[chosen - 2 - shards];
+                let client = &mut clients[chosen - 3 - shards];
                 client.step(&mut net.borrow_mut(), &mut self.ledger, &mut self.tokens, now, quiet)?;
                 // Who asks takes time, too.
                 self.clock.leap(now + self.clock.step);

@@ -5,9 +5,11 @@
 //! write, the next operation of the helper. Between any two steps the power can go.
 
 use super::clock::SimClock;
-use super::disk::{Disk, Troubles};
+use super::disk::{Disk, InFlight, Troubles};
 use super::ledger::Ledger;
 use super::net::{Net, SimDriver};
+use super::snapshots::{Asides, SimSnapshots, Taker, settle_asides};
+use super::trace;
 use crate::random::Random;
 use reactor::io::log_files::{LogListing, LogSource};
 use reactor::io::stop::StopSignal;
@@ -17,8 +19,13 @@ use reactor::server::log_handle::{Done, HelperWork, LogState, Message, Took, Wak
 use reactor::server::log_owner::{LogOptions, LogOwner, OpenedLog, Work};
 use reactor::server::mailbox::Mailboxes;
 use reactor::server::pipeline::{ListenerRole, Pipeline};
-use reactor::server::recovery::{Recovered, RecoveryError, RecoveryOptions, recover_from};
+use reactor::server::recovery::{RecoveryError, RecoveryOptions, recover_from};
 use reactor::server::shard::{Company, Halt, Shard};
+use reactor::server::snapshot_end::SnapshotEnd;
+use reactor::server::snapshot_handle::{History, Schedule};
+use reactor::server::snapshot_owner::{SnapshotOptions, SnapshotOwner, Times};
+use reactor::server::snapshot_start::{Restored, Wishes, restore};
+use snapshot::writer::Settings as WriterSettings;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -31,11 +38,12 @@ use store::arena::SegmentSource;
 use store::config::Config;
 use store::engine::{Engine, Seeds};
 use store::journal::Journal;
-use store::mutation::Mutation;
 use store::session::{Durability, Transport};
 use store::shards::{Place, Totals};
+use store::snapshots::Status;
+use store::tracking::Mistake;
 use wal::checksum::Checksum;
-use wal::group_commit::Start;
+use wal::lsn::Lsn;
 use wal::operation::{Errno, Operation};
 use wal::segment::{FileName, Sequence};
 
@@ -58,6 +66,12 @@ pub struct Setup {
     pub helper_delay: u64,
     /// What everything is checked with.
     pub checksum: Checksum,
+    /// Whether snapshots are taken, and when.
+    pub snapshots: Option<Schedule>,
+    /// See `tracking-table-max-pairs`.
+    pub tracking_pairs_max: u64,
+    /// See [`Mistake`].
+    pub mistake: Option<Mistake>,
 }
 
 /// The listeners of every shard.
@@ -75,6 +89,8 @@ enum Stage {
     Lent {
         asleep: bool,
     },
+    /// Without clients, and waits for a snapshot of the end; until then.
+    Last(Option<u64>),
     Over,
 }
 
@@ -100,6 +116,8 @@ pub enum Actor {
     Owner,
     /// The helper has done something.
     Helper,
+    /// The snapshot's thread goes on.
+    Taker,
 }
 
 /// See the module.
@@ -115,6 +133,8 @@ pub struct Server {
     /// Steps that shards have made, and how many there were when each looked at its bell last.
     turns: u64,
     heard_at: Vec<u64>,
+    /// The last record of each shard that the ledger knows.
+    told: Vec<u64>,
     owner: LogOwner,
     owner_stage: OwnerStage,
     messages: Receiver<Message>,
@@ -122,6 +142,11 @@ pub struct Server {
     /// The first is on its way, since then and until then.
     helper: VecDeque<(Operation, HelperWork)>,
     helping: (u64, u64),
+    taker: Option<Taker>,
+    /// Snapshots that were found damaged meanwhile.
+    asides: Asides,
+    /// The log was told to close.
+    is_closing: bool,
     /// What was durable when the log failed.
     pub failed_at: Option<u64>,
 }
@@ -137,9 +162,9 @@ pub enum NoStart {
 }
 
 /// The disk as recovery reads it.
-struct Source(Rc<RefCell<Disk>>);
+pub(super) struct Source(pub(super) Rc<RefCell<Disk>>);
 
-fn system(errno: Errno) -> io::Error {
+pub(super) fn system(errno: Errno) -> io::Error {
     io::Error::from_raw_os_error(errno.0)
 }
 
@@ -153,9 +178,10 @@ impl LogSource for Source {
     fn list(&self) -> io::Result<LogListing> {
         let mut listing = LogListing::default();
         for (name, length) in self.0.borrow().list() {
-            match name {
-                FileName::Segment(sequence) => listing.segments.push((sequence, length)),
-                FileName::Spare(sequence) => listing.spares.push(sequence),
+            match FileName::parse(&name) {
+                Some(FileName::Segment(sequence)) => listing.segments.push((sequence, length)),
+                Some(FileName::Spare(sequence)) => listing.spares.push(sequence),
+                None => {}
             }
         }
         listing.segments.sort_unstable();
@@ -167,13 +193,13 @@ impl LogSource for Source {
     }
 
     fn read_at(&self, file: &FileName, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.borrow_mut().read(*file, bytes, offset).map_err(system)
+        self.0.borrow_mut().read(&file.to_string(), bytes, offset).map_err(system)
     }
 
     fn read_ahead(&self, _file: &FileName, _offset: u64, _length: u64) {}
 
     fn flush(&self, file: &FileName) -> io::Result<()> {
-        self.0.borrow_mut().flush(*file).map_err(system)
+        self.0.borrow_mut().flush(&file.to_string()).map_err(system)
     }
 
     fn flush_directory(&self) -> io::Result<()> {
@@ -184,7 +210,8 @@ impl LogSource for Source {
 /// Memory that servers of this process leave to one another.
 static MEMORY: Mutex<Vec<&'static mut [u8]>> = Mutex::new(Vec::new());
 
-struct Pool;
+/// See [`MEMORY`].
+pub(super) struct Pool;
 
 impl SegmentSource for Pool {
     fn allocate(&mut self, bytes: usize) -> Option<&'static mut [u8]> {
@@ -207,59 +234,103 @@ impl SegmentSource for Pool {
     }
 }
 
-/// Reads the log as a start does.
-#[allow(clippy::type_complexity, reason = "what a log is")]
+/// Reads the log from a record on.
 pub fn read_log(
     disk: &Rc<RefCell<Disk>>,
     checksum: Checksum,
-    uid_seed: u64,
-) -> Result<(Recovered, Vec<(u64, Vec<u8>)>), NoStart> {
-    let options = RecoveryOptions { checksum, ..RecoveryOptions::new(uid_seed) };
+    from: Lsn,
+) -> Result<Vec<(u64, Vec<u8>)>, NoStart> {
+    let options = RecoveryOptions { checksum, from, ..RecoveryOptions::new(0) };
     let mut records = Vec::new();
     let recovered = recover_from(Source(Rc::clone(disk)), options, &mut |_| {}, |lsn, _, payload| {
         records.push((lsn.0, payload.to_vec()));
         Ok(())
     });
     match recovered {
-        Ok(recovered) => Ok((recovered, records)),
-        Err(_) if disk.borrow().fuse == Some(0) => Err(NoStart::PowerCut),
-        Err(error @ RecoveryError::Damage(..)) => Err(NoStart::Damage(error.to_string())),
-        Err(error) => Err(NoStart::Wrong(error.to_string())),
+        Ok(_) => Ok(records),
+        Err(error) => Err(no_start(disk, error)),
+    }
+}
+
+fn no_start(disk: &Rc<RefCell<Disk>>, error: RecoveryError) -> NoStart {
+    match error {
+        _ if disk.borrow().fuse == Some(0) => NoStart::PowerCut,
+        RecoveryError::Damage(..) | RecoveryError::Snapshot(_) => NoStart::Damage(error.to_string()),
+        error => NoStart::Wrong(error.to_string()),
+    }
+}
+
+/// What a start makes of a disk.
+pub struct Found {
+    /// The keyspaces, and how the log goes on.
+    pub restored: Restored<String>,
+    /// Snapshots that are found damaged from now on.
+    pub asides: Asides,
+    seeds: Vec<Seeds>,
+}
+
+/// Makes keyspaces of a snapshot and the log behind it, or of the log alone, as a start does.
+pub fn restore_all(
+    disk: &Rc<RefCell<Disk>>,
+    clock: &SimClock,
+    setup: &Setup,
+    random: &mut Random,
+) -> Result<Found, NoStart> {
+    let hash = random.next_u64();
+    let seeds: Vec<Seeds> =
+        (0..setup.shards).map(|_| Seeds { hash, random: random.next_u64(), run_id: [7; 20] }).collect();
+    let recovery = RecoveryOptions { checksum: setup.checksum, ..RecoveryOptions::new(random.next_u64()) };
+    let wishes =
+        Wishes { seeds: &seeds, recovery, warms_fully: random.chance(20), may_write: true, now: clock.now() };
+    let source = SimSnapshots::new(disk);
+    let restored = restore(Source(Rc::clone(disk)), &source, &wishes, &mut |_| {});
+    settle_asides(&mut disk.borrow_mut(), &source.asides());
+    match restored {
+        Ok(restored) => {
+            for note in &restored.notes {
+                trace!("start: {note}");
+            }
+            Ok(Found { restored, asides: source.asides(), seeds })
+        }
+        Err(error) => Err(no_start(disk, error)),
     }
 }
 
 impl Server {
-    /// A server that has these records, and goes on where they end.
+    /// A server that has what was found, and goes on from there.
     pub fn start(
         disk: &Rc<RefCell<Disk>>,
         clock: &SimClock,
         net: &Rc<RefCell<Net>>,
         setup: &Setup,
-        start: &Start,
-        records: &[(u64, Vec<u8>)],
+        found: Found,
         seed: u64,
     ) -> Result<Server, String> {
         let mut random = Random::new(seed);
         let count = setup.shards;
         let now = clock.now();
-        let seeds = Seeds { hash: random.next_u64(), random: random.next_u64(), run_id: [7; 20] };
-        let config = Config { hop_queue: setup.hop_queue as u32, ..Config::default() };
+        let Found { restored, asides, seeds } = found;
+        let Restored { keyspaces, hash_seed, recovered, served, snapshot: started_from, .. } = restored;
+        let config = Config {
+            hop_queue: setup.hop_queue as u32,
+            tracking_table_max_pairs: setup.tracking_pairs_max,
+            ..Config::default()
+        };
         let totals = Totals::new(count);
-        let mut engines: Vec<Engine> = (0..count)
-            .map(|index| {
-                let place = Place { index, count };
-                Engine::with_place(config.clone(), seeds, Box::new(Pool), now, place, totals.clone())
-            })
-            .collect();
-        for (engine, effects) in engines.iter_mut().zip(deal(count, records)?) {
-            engine.apply_all(&effects, now).map_err(|error| format!("not applied: {error:?}"))?;
-        }
-        let rung: Vec<Arc<AtomicBool>> = (0..count).map(|_| Arc::default()).collect();
-        let wakers = rung.iter().map(|rung| {
-            let rung = Arc::clone(rung);
-            Box::new(move || rung.store(true, Ordering::Relaxed)) as Waker
+        let engines = keyspaces.into_iter().zip(seeds).enumerate().map(|(index, (keyspace, seeds))| {
+            let (place, seeds) = (Place { index, count }, Seeds { hash: hash_seed, ..seeds });
+            Engine::with_keyspace(config.clone(), seeds, keyspace, now, place, totals.clone())
         });
-        let opened = LogOwner::open(start, setup.log.clone(), setup.checksum, wakers.collect())?;
+        let engines: Vec<Engine> = engines.collect();
+        let rung: Vec<Arc<AtomicBool>> = (0..count).map(|_| Arc::default()).collect();
+        let wakers = || -> Vec<Waker> {
+            let waker = |rung: &Arc<AtomicBool>| {
+                let rung = Arc::clone(rung);
+                Box::new(move || rung.store(true, Ordering::Relaxed)) as Waker
+            };
+            rung.iter().map(waker).collect()
+        };
+        let opened = LogOwner::open(&recovered.start, setup.log.clone(), setup.checksum, wakers())?;
         let OpenedLog { owner, handles, queue: _, messages } = opened;
         let wrong = |error: io::Error| error.to_string();
         let mut mailboxes: Vec<_> = match count {
@@ -271,9 +342,34 @@ impl Server {
         };
         let stop = StopSignal::new().map_err(wrong)?;
         let bell = Arc::new(Bell::new().map_err(wrong)?);
+        let mut ends: Vec<Option<SnapshotEnd>> = (0..count).map(|_| None).collect();
+        let mut taker = None;
+        let status = Status::new();
+        if let Some(schedule) = setup.snapshots {
+            let options = SnapshotOptions {
+                schedule,
+                writer: WriterSettings { buffer_bytes: 128 << 10, buffers: 3 },
+                checksum: setup.checksum,
+                uid_seed: random.next_u64(),
+                log_bytes_before: recovered.end.bytes_read,
+                started_from,
+                owns_directory: true,
+                ..SnapshotOptions::default()
+            };
+            let history = History::Log(Arc::clone(owner.shared()));
+            let bells = (0..count).map(|_| Arc::clone(&bell)).collect();
+            let mut opened = SnapshotOwner::open(history, Arc::clone(&status), options, wakers(), bells);
+            ends = opened.ends.drain(..).map(Some).collect();
+            taker = Some(Taker::new(opened, disk, clock.nanos()));
+        }
+        let origin = served.map(|served| served.origin);
         let mut shards = Vec::new();
         for (index, (mut engine, handle)) in engines.into_iter().zip(handles).enumerate() {
+            if setup.snapshots.is_some() {
+                engine.shared_mut().snapshots.status = Some(Arc::clone(&status));
+            }
             engine.keep_journal(Journal::new(handle.shared().lsns(), setup.class));
+            engine.shared_mut().trackers.mistake = setup.mistake;
             let log = LogEnd::new(handle, Arc::clone(&bell), false).with_window(setup.window);
             let role = |transport, port: u16| ListenerRole {
                 transport,
@@ -284,7 +380,8 @@ impl Server {
             let driver = SimDriver::new(Rc::clone(net), clock.clone(), index);
             let company = mailboxes[index].take().map(|mailbox| Company::new(mailbox, stop.clone()));
             let pipeline = Pipeline::new(engine, roles);
-            shards.push(Some(Shard::new(driver, pipeline, clock.clone(), company, Some(log))));
+            let shard = Shard::new(driver, pipeline, clock.clone(), company, Some(log));
+            shards.push(Some(shard.with_origin(origin.clone()).with_snapshots(ends[index].take())));
         }
         let now = clock.nanos();
         Ok(Server {
@@ -298,12 +395,16 @@ impl Server {
             rung,
             turns: 1,
             heard_at: vec![0; count],
+            told: vec![0; count],
             owner,
             owner_stage: OwnerStage::Waiting(Some(now)),
             messages,
             inbox: VecDeque::new(),
             helper: VecDeque::new(),
             helping: (0, 0),
+            taker,
+            asides,
+            is_closing: false,
             failed_at: None,
         })
     }
@@ -344,7 +445,14 @@ impl Server {
                 };
                 match self.stages[index] {
                     Stage::Over => None,
-                    Stage::Lent { asleep: false } | Stage::Waiting(Some(0)) => Some(0),
+                    Stage::Lent { asleep: false } | Stage::Waiting(Some(0)) | Stage::Last(Some(0)) => Some(0),
+                    Stage::Last(until) => match is_rung() {
+                        true => {
+                            self.stages[index] = Stage::Last(Some(0));
+                            Some(0)
+                        }
+                        false => until,
+                    },
                     Stage::Waiting(until) => {
                         if is_rung() {
                             self.stages[index] = Stage::Waiting(Some(0));
@@ -375,6 +483,7 @@ impl Server {
                 OwnerStage::Waiting(at) => *at,
             },
             Actor::Helper => (!self.helper.is_empty()).then_some(self.helping.1),
+            Actor::Taker => self.taker.as_mut()?.due(),
         }
     }
 
@@ -387,6 +496,10 @@ impl Server {
                 self.end_help();
                 Ok(())
             }
+            Actor::Taker => {
+                self.step_taker();
+                Ok(())
+            }
         }
     }
 
@@ -396,19 +509,30 @@ impl Server {
         let Some(shard) = &mut self.shards[index] else { return Ok(()) };
         match self.stages[index] {
             Stage::Over => {}
+            Stage::Last(_) => self.last_turn(index),
             Stage::Waiting(_) => {
                 shard.driver_mut().collect();
                 let Halt { rests, stall } = shard.turn().map_err(failed)?;
                 assert_eq!(stall.0, 0, "no client asks for DEBUG SLEEP");
                 let now = self.clock.nanos();
+                let told = &mut self.told[index];
+                let mut execute = |lsn: u64, payload: &[u8]| match lsn > *told {
+                    true => {
+                        *told = lsn;
+                        ledger.execute(lsn, payload, now)
+                    }
+                    false => Ok(()),
+                };
                 while let Ok(message) = self.messages.try_recv() {
                     if let Message::Records(batch) = &message {
-                        for (lsn, payload) in batch.records() {
-                            ledger.execute(lsn.0, payload, now)?;
-                        }
+                        batch.records().try_for_each(|(lsn, payload)| execute(lsn.0, payload))?;
                     }
                     self.inbox.push_back(message);
                 }
+                // Under `everysec` they are kept back for a while; whoever wrote them has his answer.
+                let journal = shard.pipeline_mut().engine_mut().shared_mut().journal.as_ref();
+                let kept = journal.map(|journal| journal.records().iter());
+                kept.into_iter().flatten().try_for_each(|(lsn, payload)| execute(lsn, payload))?;
                 if rests {
                     let Some(log) = shard.log() else { unreachable!("it has one") };
                     log.prepare_rest();
@@ -451,12 +575,8 @@ impl Server {
         let Some(shard) = &mut self.shards[index] else { return };
         shard.count();
         if shard.is_over() {
-            self.stages[index] = Stage::Over;
-            // All of them: then the threads end, and with them their ends of the log.
-            if self.stages.iter().all(|stage| *stage == Stage::Over) {
-                self.shards.iter_mut().for_each(|shard| *shard = None);
-                self.inbox.push_back(Message::Close);
-            }
+            shard.say_over();
+            self.stages[index] = Stage::Last(Some(0));
             return;
         }
         let timeout = shard.before_waiting();
@@ -464,6 +584,55 @@ impl Server {
         shard.driver_mut().submit();
         let now = self.clock.nanos();
         self.stages[index] = Stage::Waiting(timeout.map(|timeout| now + timeout.as_nanos() as u64));
+    }
+
+    /// A shard without clients goes on until nobody wants a snapshot of the end.
+    fn last_turn(&mut self, index: usize) {
+        let Some(shard) = &mut self.shards[index] else { return };
+        if let Some(timeout) = shard.last_turn() {
+            let now = self.clock.nanos();
+            self.stages[index] = Stage::Last(timeout.map(|timeout| now + timeout.as_nanos() as u64));
+            return;
+        }
+        self.stages[index] = Stage::Over;
+        // All of them: then the threads end, and with them their ends of the log.
+        if self.stages.iter().all(|stage| *stage == Stage::Over) {
+            self.shards.iter_mut().for_each(|shard| *shard = None);
+            self.close_log();
+        }
+    }
+
+    /// The log is closed when nobody needs it any more.
+    fn close_log(&mut self) {
+        let is_needed = self.shards.iter().any(Option::is_some)
+            || self.taker.as_ref().is_some_and(|taker| !taker.is_over());
+        if !is_needed && !self.is_closing {
+            self.is_closing = true;
+            self.inbox.push_back(Message::Close);
+        }
+    }
+
+    fn step_taker(&mut self) {
+        let now = self.clock.nanos();
+        let Server { taker, random, setup, .. } = self;
+        let Some(taker) = taker else { return };
+        let longest = setup.helper_delay;
+        let mut delay = || random.next_u64() % if random.chance(90) { longest / 10 } else { longest }.max(1);
+        let times = Times { monotonic_ns: now, unix_us: SimClock::unix_us(now) };
+        self.inbox.extend(taker.step(times, &mut delay));
+        self.close_log();
+    }
+
+    /// Somebody says BGSAVE.
+    pub fn wish_snapshot(&mut self) {
+        if let Some(taker) = &mut self.taker {
+            taker.wish();
+        }
+    }
+
+    /// Snapshots that were completed, and attempts that were not.
+    pub fn snapshots(&self) -> (u64, u64) {
+        self.taker.as_ref().map_or((0, 0), |taker| (taker.completed, taker.failed))
     }
 
     fn step_owner(&mut self) -> Result<(), String> {
@@ -538,18 +707,22 @@ impl Server {
     }
 
     /// The end of the process. Returns what the disk was doing.
-    pub fn end(self) -> Vec<Operation> {
-        let mut in_flight = Vec::new();
+    pub fn end(self) -> Vec<InFlight> {
+        settle_asides(&mut self.disk.borrow_mut(), &self.asides);
+        let mut in_flight: Vec<InFlight> = self.taker.map(Taker::end).unwrap_or_default();
         if let OwnerStage::Writing { operation, .. } = self.owner_stage {
-            in_flight.push(operation);
+            in_flight.push(InFlight::Log(operation));
         }
         // The others stand in a queue of the process.
-        in_flight.extend(self.helper.into_iter().next().map(|(operation, _)| operation));
+        in_flight.extend(self.helper.into_iter().next().map(|(operation, _)| InFlight::Log(operation)));
         in_flight
     }
 
     /// After a stop: what closing the log came to.
     pub fn finish(self) -> Result<(), String> {
+        if let Some(taker) = self.taker {
+            taker.finish()?;
+        }
         self.owner.finish()
     }
 
@@ -559,22 +732,4 @@ impl Server {
         let disk = &mut *self.disk.borrow_mut();
         (disk.troubles, disk.capacity) = (Troubles::default(), usize::MAX);
     }
-}
-
-/// As the start deals records out: each effect to the shard that has its key now.
-fn deal(count: usize, records: &[(u64, Vec<u8>)]) -> Result<Vec<Vec<u8>>, String> {
-    let mut lanes = vec![Vec::new(); count];
-    for (lsn, record) in records {
-        let mut rest = record.as_slice();
-        while !rest.is_empty() {
-            let before = rest;
-            let mutation = Mutation::decode(&mut rest).map_err(|error| format!("LSN {lsn}: {error}"))?;
-            let effect = &before[..before.len() - rest.len()];
-            match mutation.key() {
-                Some(key) => lanes[Place { index: 0, count }.shard_of(key)].extend_from_slice(effect),
-                None => lanes.iter_mut().for_each(|lane| lane.extend_from_slice(effect)),
-            }
-        }
-    }
-    Ok(lanes)
 }

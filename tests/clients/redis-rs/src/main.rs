@@ -1,7 +1,9 @@
 //! redis-rs, unchanged from crates.io, against a running server.
 //!
 //! Where the server is comes from the environment, as `run.sh` sets it. Prints one line per check and the number of
-//! checks last; the first failing check panics.
+//! checks last; the first failing check panics. With the word `cache` only the client's own cache is tried.
+
+mod cache;
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -242,6 +244,11 @@ fn main() -> RedisResult<()> {
     let password = percent_encoded(&variable("MILLRACE_PASSWORD"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 
+    runtime.block_on(cache::caches(&mut checks, &port))?;
+    if std::env::args().nth(1).as_deref() == Some("cache") {
+        println!("{} checks passed", checks.0);
+        return Ok(());
+    }
     for (name, url) in [
         ("defaults", format!("redis://127.0.0.1:{port}")),
         ("RESP2", format!("redis://127.0.0.1:{port}/?protocol=resp2")),

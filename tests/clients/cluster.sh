@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# scripts/cluster_demo.sh does what it says, and the PHP page in docs/php reads what was written: over HTTP through NGINX and
+# with phpredis, while replicas are read, behind, and dead.
+#
+# It starts servers of its own: MILLRACE names the program.
+
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+source "$here/common.sh"
+root=$(cd "$here/../.." && pwd)
+
+if [[ ${1:-} != inside ]]; then
+    check "what the demonstration prints works" "$root/scripts/cluster_demo.sh" --check
+    "$root/scripts/cluster_demo.sh" -- bash "$0" inside
+    exit
+fi
+checks=1
+scratch=$(mktemp -d)
+page_pid=
+trap '[[ -z $page_pid ]] || kill -- "-$page_pid" 2>/dev/null || true; wait; rm -rf "$scratch"' EXIT
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# A group of its own: its workers outlive it otherwise.
+PHP_CLI_SERVER_WORKERS=2 setsid php -S "127.0.0.1:$port" -t "$root/docs/php" >"$scratch/php.log" 2>&1 &
+page_pid=$!
+page=http://127.0.0.1:$port/page.php
+# await COMMAND...: until it holds, a minute at most.
+await() {
+    local end=$((SECONDS + 60))
+    until "$@"; do ((SECONDS < end)) || return 1; sleep 0.02; done
+}
+answers() { curl -sf -o /dev/null "$page"; }
+check "the page is there" await answers
+note() { curl -sS -b "$scratch/$1.cookies" -c "$scratch/$1.cookies" "$page?way=$1" | sed -n "s/.*<p id=\"$2\">\(.*\)<\/p>.*/\1/p"; }
+# change WAY TEXT: as a browser does, which follows the 303 with its cookies; prints the note that it is shown.
+change() {
+    curl -sS -L -b "$scratch/$1.cookies" -c "$scratch/$1.cookies" -d "note=$2" "$page?way=$1" \
+        | sed -n 's/.*<p id="note">\(.*\)<\/p>.*/\1/p'
+}
+for way in http redis; do
+    for number in {1..30}; do
+        shown=$(change $way "$way $number")
+        [[ $shown == "$way $number" ]] || break
+    done
+    check "$way: whoever writes sees it at once" equal "$shown" "$way 30"
+    check "$way: and later" equal "$(note $way note)" "$way 30"
+    check "$way: the cookie is a token" grep -qE $'last_write\t[0-9a-f]{16}%3A[0-9]+$' "$scratch/$way.cookies"
+done
+# A replica that stands still is behind: NGINX asks the primary, and so does the page.
+kill -STOP "$REPLICA2_PID"
+for way in http redis; do check "$way: one replica stands still" equal "$(change $way "$way stands")" "$way stands"; done
+kill -CONT "$REPLICA2_PID"
+kill -9 "$REPLICA2_PID"
+for way in http redis; do check "$way: one replica is dead" equal "$(change $way "$way dead")" "$way dead"; done
+# A token that is in no history: the page says so once.
+sed -i -E 's/last_write\t[0-9a-f]{16}%3A/last_write\t00000000000000ff%3A/' "$scratch/http.cookies"
+check "a lost write is told" equal "$(note http warning)" 'What you wrote was lost with a server.'
+check "once" equal "$(note http warning)" ''
+finish
