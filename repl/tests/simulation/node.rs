@@ -11,7 +11,7 @@ use repl::run::Delivery;
 use repl::secret::Secret;
 use repl::settings::{DatagramSettings, PrimarySettings, ReplicaSettings};
 use repl::word::Teller;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use wal::checksum::Checksum;
 use wal::lsn::{Epoch, Lsn};
 
@@ -185,11 +185,11 @@ impl Node {
         }
     }
 
-    /// What was heard of the time counts as far as it holds; `run`: of the root it comes from.
-    pub fn take_word(&mut self, run: u64) -> bool {
+    /// What was heard of the time counts as far as it holds; `tellers`: which run told a time.
+    pub fn take_word(&mut self, tellers: &HashMap<u64, u64>) -> bool {
         let word = self.replica.as_mut().and_then(|replica| replica.take_word(replica.applied_lsn()));
         if let Some(word) = word.filter(|&word| word > self.word.0) {
-            self.word = (word, run);
+            self.word = (word, tellers.get(&word).copied().unwrap_or(0));
         }
         word.is_some()
     }

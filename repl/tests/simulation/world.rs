@@ -61,6 +61,8 @@ pub struct World {
     next_connection: u64,
     /// Pairs of nodes between which nothing passes.
     cut: Vec<(usize, usize)>,
+    /// Which run told a time first: a word may come to hold when its teller is no longer followed.
+    tellers: HashMap<u64, u64>,
     reads: HashMap<(usize, u64, ReadId), Name>,
     waits: HashMap<(usize, u64, primary::WaitId), Name>,
     next_run: u64,
@@ -99,6 +101,7 @@ impl World {
             connections: HashMap::new(),
             next_connection: 1,
             cut: Vec::new(),
+            tellers: HashMap::new(),
             reads: HashMap::new(),
             waits: HashMap::new(),
             next_run: 1,
@@ -189,7 +192,12 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         let (bug, now) = (self.bug, self.now);
-        self.nodes.iter_mut().for_each(|node| node.look(now, bug));
+        for node in &mut self.nodes {
+            node.look(now, bug);
+            if node.role == Role::Root {
+                self.tellers.entry(node.teller.told_us()).or_insert(node.run);
+            }
+        }
         match event {
             Event::Timer { node, life } => {
                 if self.lives(node, life) {

@@ -53,9 +53,7 @@ impl World {
 
     /// What a replica has heard of the time.
     pub(super) fn take_word(&mut self, index: usize) {
-        let Role::Follows(to) = self.nodes[index].role else { return };
-        let run = if self.nodes[to].role == Role::Root { self.nodes[to].run } else { self.nodes[to].word.1 };
-        self.tally.words += u64::from(self.nodes[index].take_word(run));
+        self.tally.words += u64::from(self.nodes[index].take_word(&self.tellers));
     }
 
     pub(super) fn append(&mut self, index: usize, unix_us: u64) {
