@@ -120,7 +120,7 @@ fn what_a_bad_path_loses_is_repaired_over_the_connection() {
     let writer = Writer::start(primary.port);
     live(&bad);
     live(&good);
-    writer.goes_on(8000);
+    writer.goes_on(20_000);
     writer.stop();
     same(&primary, &bad);
     same(&primary, &good);
