@@ -600,7 +600,12 @@ impl GroupCommit {
                 FileName::Spare(sequence) => spares.push(sequence),
             }
         }
-        segments.extend(self.spares.known());
+        // A segment without records says that its epoch has begun. The one that is to say so instead may go only when a block
+        // in that one is durable: else the history before the epoch would come back.
+        let has_begun = self.durable_end > FIRST_BLOCK_OFFSET;
+        let keep =
+            |segment: KnownSegment| KnownSegment { is_empty: segment.is_empty && has_begun, ..segment };
+        segments.extend(self.spares.known().map(keep));
         segments.sort_by_key(|segment| segment.sequence);
         Start {
             next_lsn: self.appended_lsn.next(),
@@ -781,7 +786,7 @@ impl GroupCommit {
     /// Once this run has durably begun a segment, one in which the run before wrote nothing may go.
     fn let_go_of_empty(&mut self) {
         if self.durable_end > FIRST_BLOCK_OFFSET && self.failure.is_none() {
-            self.spares.has_begun();
+            self.spares.handle_begun();
         }
     }
 

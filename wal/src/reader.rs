@@ -650,7 +650,9 @@ impl LogReader {
             return Ok(true);
         };
         let (length, seed, file) = (segment.header.length, segment.seed, segment.file());
-        if self.offset == length {
+        // What a snapshot holds may be missing, and a history that a later epoch took over from here on says nothing of what is.
+        let wanted = self.expected.max(self.options.from);
+        if self.offset == length || segment.ceiling <= wanted {
             self.index += 1;
             self.offset = FIRST_BLOCK_OFFSET;
             return Ok(true);
@@ -660,7 +662,7 @@ impl LogReader {
             // In a later segment, what it says of its own first pages: all before it was durable before it
             // began.
             let missing = if self.index == end_index { end_offset } else { FIRST_BLOCK_OFFSET };
-            if header.durable_lsn >= self.expected || header.durable_bytes() > missing {
+            if header.durable_lsn >= wanted || header.durable_bytes() > missing {
                 let (lsn, bytes, offset) = (header.durable_lsn, header.durable_bytes(), self.offset);
                 let expected = format!(
                     "a block that begins with LSN {}, because the block at offset {offset} of {file} says that all up to \

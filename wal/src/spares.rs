@@ -152,6 +152,10 @@ pub struct Spares {
     /// Segments with records that may still be needed, oldest first, the current one not among them.
     live: VecDeque<KnownSegment>,
     pub(crate) current: Option<Current>,
+    /// A block of the current one is durable.
+    has_begun: bool,
+    /// What is before is in a durable snapshot.
+    needed: Lsn,
     /// Prepared, with their lengths: the names of segments, durable.
     ready: VecDeque<(Sequence, u64)>,
     /// Released, complete, and of the right length.
@@ -186,6 +190,8 @@ impl Spares {
             next_sequence,
             live: VecDeque::new(),
             current: None,
+            has_begun: false,
+            needed: Lsn::ZERO,
             ready: VecDeque::new(),
             recyclable: VecDeque::new(),
             // Whatever its crash left of a spare is not known to be complete.
@@ -302,6 +308,7 @@ impl Spares {
         let Some((sequence, length)) = self.ready.pop_front() else { return false };
         let seed = self.header(sequence, length).seed(self.checksum);
         let next = Current { sequence, seed, offset: FIRST_BLOCK_OFFSET, length, first_lsn };
+        self.has_begun = false;
         if let Some(old) = self.current.replace(next) {
             self.closable.push_back(old.file());
             self.live.push_back(KnownSegment {
@@ -316,11 +323,14 @@ impl Spares {
 
     /// Lets go of segments that hold only records before `needed`.
     pub(crate) fn release(&mut self, needed: Lsn) {
+        self.needed = self.needed.max(needed);
         while !self.live.is_empty() {
             let next = self.live.get(1).and_then(|segment| segment.first_lsn);
-            let next = next.or(self.current.as_ref().map(|current| current.first_lsn));
+            // The one before says that its epoch has begun, as long as the current one does not.
+            let current = self.current.as_ref().filter(|_| self.has_begun);
+            let next = next.or(current.map(|current| current.first_lsn));
             // What begins in a segment begins before the first that begins in the next.
-            if next.is_none_or(|next| next > needed) {
+            if next.is_none_or(|next| next > self.needed) {
                 break;
             }
             let segment = self.live.pop_front().expect("not empty");
@@ -330,11 +340,15 @@ impl Spares {
 
     /// The first block of the current segment is durable. The last segment of the run before is then no longer needed, if
     /// it held marks only: the log goes on here with the same record.
-    pub(crate) fn has_begun(&mut self) {
+    pub(crate) fn handle_begun(&mut self) {
+        if core::mem::replace(&mut self.has_begun, true) {
+            return;
+        }
         let first = self.current.as_ref().map(|current| current.first_lsn);
         if let Some(last) = self.live.pop_back_if(|last| last.is_empty && last.first_lsn == first) {
             self.dispose(last);
         }
+        self.release(self.needed);
     }
 
     fn dispose(&mut self, segment: KnownSegment) {
