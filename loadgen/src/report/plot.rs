@@ -7,6 +7,8 @@ use plotters::prelude::*;
 
 const WIDTH: u32 = 760;
 const HEIGHT: u32 = 340;
+/// Room at the right for half of the last label of the axis below.
+const LAST_LABEL: i32 = 36;
 const GRID: RGBColor = RGBColor(225, 225, 228);
 const TEXT: RGBColor = RGBColor(70, 70, 76);
 /// Told apart by people who see red and green alike, and in grey print by their order of brightness.
@@ -89,6 +91,7 @@ where
     let high = all().fold(low * 2.0, f64::max) * frame.headroom;
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(LAST_LABEL)
         .x_label_area_size(38)
         .y_label_area_size(64)
         .build_cartesian_2d(x, (low..high).log_scale())?;
@@ -251,7 +254,7 @@ pub fn lines(lines: &[Line], label_below: &str) -> String {
     svg(HEIGHT + 20 * lines.len() as u32, |area| {
         let (plot, names) = area.split_vertically(HEIGHT);
         let mut builder = ChartBuilder::on(&plot);
-        builder.margin(10).x_label_area_size(38).y_label_area_size(84);
+        builder.margin(10).margin_right(LAST_LABEL).x_label_area_size(38).y_label_area_size(84);
         if high / low > 8.0 {
             let chart = builder.build_cartesian_2d(left_to_right, (low * 0.7..high * 1.4).log_scale())?;
             draw_lines(chart, lines, &steps, label_below)?;
@@ -594,6 +597,13 @@ mod tests {
         {
             assert!(bars.contains(expected), "{expected} in {bars}");
         }
+        // The label at the very end of the axis has its half beside the plot.
+        let mut ends_on_a_label = open.clone();
+        ends_on_a_label.window_s = 0.7;
+        let text = latency_over_time(&ends_on_a_label);
+        let last = text.split("<text ").find(|part| part.contains("0.7 s")).expect("a label at the end");
+        let x = last.split("x=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("its place");
+        assert!(x.parse::<u32>().expect("a number") + 30 < WIDTH, "{last}");
         let curves = stages_by_percentile(&open, stages);
         assert!(curves.contains("read: in the server") && curves.contains("read: flush"), "{curves}");
         assert!(!curves.contains("write: flush"), "one write makes no curve: {curves}");
