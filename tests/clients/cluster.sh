@@ -28,6 +28,8 @@ await() {
     local end=$((SECONDS + 60))
     until "$@"; do ((SECONDS < end)) || return 1; sleep 0.02; done
 }
+# equal_size HOST:PORT: it has as many keys as the primary.
+equal_size() { [[ $(redis-cli -p "${1#*:}" DBSIZE) == "$(redis-cli -p "${PRIMARY#*:}" DBSIZE)" ]]; }
 answers() { curl -sf -o /dev/null "$page"; }
 check "the page is there" await answers
 note() { curl -sS -b "$scratch/$1.cookies" -c "$scratch/$1.cookies" "$page?way=$1" | sed -n "s/.*<p id=\"$2\">\(.*\)<\/p>.*/\1/p"; }
@@ -45,6 +47,24 @@ for way in http redis; do
     check "$way: and later" equal "$(note $way note)" "$way 30"
     check "$way: the cookie is a token" grep -qE $'last_write\t[0-9a-f]{16}%3A[0-9]+$' "$scratch/$way.cookies"
 done
+# A listing goes on where its cursor says, and a cursor belongs to the node that gave it: all pages come from one.
+seq -f 'SET listed:%g 1' 2000 | redis-cli -p "${PRIMARY#*:}" >/dev/null
+for replica in "$REPLICA1" "$REPLICA2"; do
+    check "a replica has what is listed" await equal_size "$replica"
+done
+# list CURSOR: the next cursor, and behind it the keys.
+list() { curl -sSf "$MILLRACE_URL/v1/keys?cursor=$1&count=100&match=listed:*" | python3 -c \
+    'import json, sys; page = json.load(sys.stdin); print(page["cursor"], *page["keys"], sep="\n")'; }
+cursor=0 pages=0
+while
+    list "$cursor" >"$scratch/page"
+    tail -n +2 "$scratch/page" >>"$scratch/listed"
+    cursor=$(head -1 "$scratch/page")
+    ((++pages < 1000)) && [[ $cursor != 0 ]]
+do :; done
+check "a listing ends" equal "$cursor" 0
+check "it took several pages" test "$pages" -gt 5
+check "a listing through NGINX has every key" equal "$(sort -u "$scratch/listed" | wc -l)" 2000
 # A replica that stands still is behind: NGINX asks the primary, and so does the page.
 kill -STOP "$REPLICA2_PID"
 for way in http redis; do check "$way: one replica stands still" equal "$(change $way "$way stands")" "$way stands"; done
