@@ -28,6 +28,7 @@ await() {
     local end=$((SECONDS + 60))
     until "$@"; do ((SECONDS < end)) || return 1; sleep 0.02; done
 }
+fails() { ! "$@" >/dev/null 2>&1; }
 # equal_size HOST:PORT: it has as many keys as the primary.
 equal_size() { [[ $(redis-cli -p "${1#*:}" DBSIZE) == "$(redis-cli -p "${PRIMARY#*:}" DBSIZE)" ]]; }
 answers() { curl -sf -o /dev/null "$page"; }
@@ -76,6 +77,30 @@ do :; done
 check "a listing ends" equal "$cursor" 0
 check "it took several pages" test "$pages" -gt 5
 check "a listing through NGINX has every key" equal "$(sort -u "$scratch/listed" | wc -l)" 2000
+# NGINX is told until it has heard, and a file that it does not accept does not stay, whether there was one before or not.
+# follow CHECK: one look by a script of its own; prints what it says. Its RELOAD fails while there is a file `refuse`.
+follow() { ONCE=1 UPSTREAMS=$scratch/upstreams CHECK=$1 RELOAD=$scratch/reload "$root/docs/nginx/follow-primary.sh" "$PRIMARY_HTTP" 2>&1; }
+reloads() { wc -l <"$scratch/reloads"; }
+printf '#!/bin/sh\necho >>"%s"\n[ ! -e "%s" ]\n' "$scratch/reloads" "$scratch/refuse" >"$scratch/reload"
+chmod +x "$scratch/reload"
+touch "$scratch/refuse" "$scratch/reloads" "$scratch/upstreams.old"
+check "follow: a first file that is not accepted fails" fails follow false
+check "follow: and does not stay" fails test -e "$scratch/upstreams"
+said=$(follow true || true)
+check "follow: a reload that fails is said" contains "$said" 'failed'
+check "follow: and nothing else" fails contains "$said" "primary $PRIMARY_HTTP"
+check "follow: it was called" equal "$(reloads)" 1
+check "follow: it is called again" fails follow true
+check "follow: with the file in place" equal "$(reloads)" 2
+rm "$scratch/refuse"
+check "follow: until it works" contains "$(follow true)" "primary $PRIMARY_HTTP"
+check "follow: then all is said" equal "$(follow true)" ''
+check "follow: and done" equal "$(reloads)" 3
+sed -i '1s/.*/# primary 127.0.0.1:1/' "$scratch/upstreams"
+cp "$scratch/upstreams" "$scratch/before"
+check "follow: a new file that is not accepted" fails follow false
+check "follow: leaves the one from before" cmp "$scratch/upstreams" "$scratch/before"
+check "follow: which NGINX has" equal "$(reloads)" 3
 # A replica that stands still is behind: NGINX asks the primary, and so does the page.
 kill -STOP "$REPLICA2_PID"
 for way in http redis; do check "$way: one replica stands still" equal "$(change $way "$way stands")" "$way stands"; done
