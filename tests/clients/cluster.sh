@@ -77,6 +77,23 @@ do :; done
 check "a listing ends" equal "$cursor" 0
 check "it took several pages" test "$pages" -gt 5
 check "a listing through NGINX has every key" equal "$(sort -u "$scratch/listed" | wc -l)" 2000
+# A token of a stream is known where the stream is open: both go to one node, whatever others are asked in between.
+curl -sSN "$MILLRACE_URL/v1/invalidations?token=mine" >"$scratch/stream" & stream_pid=$!
+check "a stream begins through NGINX" await grep -q '^event: ready' "$scratch/stream"
+for number in {1..10}; do
+    status=$(curl -sS -o /dev/null -w '%{http_code}' -H 'X-Millrace-Token: mine' "$MILLRACE_URL/v1/keys/page:note")
+    [[ $status == 200 ]] || break
+    curl -sS -o /dev/null "$MILLRACE_URL/v1/keys/page:note"
+done
+check "reads find the stream of their token" equal "$status" 200
+curl -sS -X PUT --data-binary 'redis 30' "$MILLRACE_URL/v1/keys/page:note"
+check "and it says what has changed" await grep -q '^data: page%3Anote' "$scratch/stream"
+kill "$stream_pid"
+for query in '' '?prefix=page%3A'; do
+    curl -sSN "$MILLRACE_URL/v1/invalidations$query" >"$scratch/stream" & stream_pid=$!
+    check "a stream without a token: $query" await grep -q '^event: ready' "$scratch/stream"
+    kill "$stream_pid"
+done
 # NGINX is told until it has heard, and a file that it does not accept does not stay, whether there was one before or not.
 # follow CHECK: one look by a script of its own; prints what it says. Its RELOAD fails while there is a file `refuse`.
 follow() { ONCE=1 UPSTREAMS=$scratch/upstreams CHECK=$1 RELOAD=$scratch/reload "$root/docs/nginx/follow-primary.sh" "$PRIMARY_HTTP" 2>&1; }
