@@ -1,4 +1,4 @@
-//! What `export-rdb` and `import-rdb` refuse, and in which words.
+//! What `export-rdb` and `import-rdb` refuse or pass over, and in which words.
 
 #[allow(dead_code, reason = "each suite uses its part")]
 mod process;
@@ -7,6 +7,7 @@ use process::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 const LOG: [&str; 6] = ["--durability", "always", "--log-segment-size", "1mb", "--shards", "1"];
 
@@ -68,4 +69,36 @@ fn a_directory_in_the_middle_of_a_full_sync_is_refused_as_a_start_refuses_it() {
     }
     fs::remove_dir_all(place.join("install")).unwrap();
     assert_eq!(run(&["export-rdb", &directory, &out]).status.code(), Some(0));
+}
+
+/// They were EISDIR and EEXIST, and somebody was sent to read the kernel's messages.
+#[test]
+fn an_import_says_what_it_expected_instead_of_a_directory_or_a_file() {
+    let scratch = Scratch::new("import-what");
+    let (directory, dump, new) = (scratch.path("directory"), scratch.path("dump.rdb"), scratch.path("new"));
+    fs::create_dir(&directory).unwrap();
+    let error = refused(&["import-rdb", &directory, &new], 1);
+    assert!(error.contains(&format!("{directory}: expected a dump that Redis wrote")), "{error}");
+    assert!(error.contains("found a directory"), "{error}");
+    assert!(!Path::new(&new).exists(), "nothing is made");
+    assert_eq!(run(&["export-rdb", &stopped(&scratch, "data", false), &dump]).status.code(), Some(0));
+    let file = scratch.file("file", "somebody's");
+    let error = refused(&["import-rdb", &dump, &file], 1);
+    assert!(error.contains(&format!("{file}: expected a directory")), "{error}");
+    assert!(error.contains("found a file"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "somebody's");
+}
+
+#[test]
+fn a_log_that_is_used_instead_of_a_damaged_snapshot_is_one() {
+    let scratch = Scratch::new("log-instead");
+    let directory = stopped(&scratch, "data", true);
+    let mut paths = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let snapshot = paths.find(|path| path.extension().is_some_and(|kind| kind == "mrs")).unwrap();
+    let mut bytes = fs::read(&snapshot).unwrap();
+    bytes[3] ^= 1;
+    fs::write(&snapshot, bytes).unwrap();
+    let output = run(&["export-rdb", &directory, &scratch.path("out.rdb")]);
+    let said = told(Output { stdout: Vec::new(), ..output }, 0);
+    assert!(said.contains(" the log holds all of it and is used instead"), "{said}");
 }
