@@ -12,6 +12,9 @@
 # - One primary: writes go there. None: they stay where they went, for nobody is better, and fail until there is one.
 # - Two: they stay where they went while that one still is one. To begin with two is refused, and an operator asked.
 # - No replica: reads go to the primary.
+#
+# What NGINX does not accept is taken back, and a reload that failed is tried again at every look until it works: while one is
+# owed there is a file UPSTREAMS.owed, also over a restart of this script. ONCE=1 looks once; it fails if that came to nothing.
 
 set -euo pipefail
 upstreams=${UPSTREAMS:-/etc/nginx/millrace-upstreams.conf}
@@ -20,7 +23,8 @@ check=${CHECK:-nginx -t -q}
 interval=${INTERVAL:-0.5}
 (($#)) || { sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 nodes=("$@")
-said=
+owed=$upstreams.owed
+said= failed=
 
 # say TEXT: once, until there is something else to say.
 say() {
@@ -64,7 +68,8 @@ config() {
 
 # look: one look, and what follows from it.
 look() {
-    local primaries replicas present= wanted
+    local primaries replicas present= wanted was_owed=
+    failed=yes
     mapfile -t primaries < <(ask primary)
     mapfile -t replicas < <(ask replica)
     if [[ -e $upstreams ]]; then present=$(sed -n 's/^# primary //p;q' "$upstreams"); fi
@@ -82,25 +87,39 @@ look() {
     fi
     ((${#primaries[@]})) || say "no node is a primary; writes stay with $present. Promote a replica (REPLICAOF NO ONE)"
     config "$wanted" "${replicas[@]}" >"$upstreams.new"
+    if [[ -e $owed ]]; then was_owed=yes; fi
     if cmp -s "$upstreams.new" "$upstreams"; then
         rm "$upstreams.new"
-        ((${#primaries[@]} != 1)) || said=
-        return
+        if [[ -z $was_owed ]]; then
+            failed=
+            ((${#primaries[@]} != 1)) || said=
+            return
+        fi
+    else
+        rm -f "$upstreams.old"
+        if [[ -e $upstreams ]]; then cp "$upstreams" "$upstreams.old"; fi
+        # First, so that who ends here begins with it.
+        : >"$owed"
+        mv "$upstreams.new" "$upstreams"
     fi
-    if [[ -e $upstreams ]]; then cp "$upstreams" "$upstreams.old"; fi
-    mv "$upstreams.new" "$upstreams"
     if ! $check; then
-        if [[ -e $upstreams.old ]]; then mv "$upstreams.old" "$upstreams"; fi
         say "NGINX does not accept the new $upstreams: '$check' says why"
+        if [[ -e $upstreams.old ]]; then cp "$upstreams.old" "$upstreams"; else rm "$upstreams"; fi
+        [[ $was_owed ]] || rm "$owed"
         return
     fi
-    $reload || say "'$reload' failed: NGINX goes on with what it had"
-    said=
+    if ! $reload; then
+        say "'$reload' failed: NGINX goes on with what it had, and is told again"
+        return
+    fi
+    rm "$owed"
+    failed= said=
     printf 'follow-primary: primary %s, replicas %s\n' "$wanted" "${replicas[*]:-none}" >&2
 }
 
 if [[ ${ONCE:-} ]]; then
     look
+    [[ -z $failed ]]
     exit
 fi
 while true; do

@@ -12,11 +12,20 @@ interface Values
     /** Writes, and returns the token of the write. */
     public function write(string $key, string $value): string;
 
-    /** Reads at least what the token names; null: there is no such key. */
+    /** Reads at least what the token names, or, where it is none, what there is; null: there is no such key. */
     public function read(string $key, ?string $token): ?string;
 }
 
-/** What a token names was lost with a server: what was written with it may be gone, and the token is of no more use. */
+/** What a visitor's cookie says, if that is a token (docs/reads.md); he may send anything, line breaks and lists, too. */
+function token(mixed $cookie): ?string
+{
+    return is_string($cookie) && preg_match('/^([0-9a-f]{16}:)?\d{1,19}$/D', $cookie) ? $cookie : null;
+}
+
+/**
+ * What a token names is not on the primary: it was lost with a server, what was written with it may be gone, and the token
+ * is of no more use.
+ */
 final class LostWrite extends RuntimeException
 {
 }
@@ -39,11 +48,13 @@ final class ValuesOverHttp implements Values
 
     public function read(string $key, ?string $token): ?string
     {
-        [$status, , $body] = $this->ask('GET', $key, $token ? ["X-Millrace-LSN: $token"] : []);
+        $token = token($token);
+        [$status, , $body] = $this->ask('GET', $key, $token === null ? [] : ["X-Millrace-LSN: $token"]);
         return match (true) {
             $status === 200 => $body,
             $status === 404 => null,
-            $status === 409 && str_contains($body, 'LOST') => throw new LostWrite($body),
+            // NGINX has asked the primary, too.
+            $status === 409 => throw new LostWrite($body),
             default => throw new RuntimeException("not read: $status $body"),
         };
     }
@@ -83,17 +94,33 @@ final class ValuesOverRedis implements Values
 
     public function read(string $key, ?string $token): ?string
     {
+        $token = token($token);
         $from = $this->replica;
-        if ($token && $from->rawCommand('WAITLSN', $token, self::PATIENCE_MS) !== true) {
-            // phpredis returns false for an error, and keeps its text.
+        if ($token !== null && self::lacks($from, $token, self::PATIENCE_MS) !== null) {
             $from = $this->primary;
-            $from->clearLastError();
-            if ($from->rawCommand('WAITLSN', $token, 1) !== true) {
-                throw new LostWrite((string) $from->getLastError());
+            $why = self::lacks($from, $token, 1);
+            if ($why !== null) {
+                throw new LostWrite($why);
             }
         }
         $value = $from->get($key);
         return $value === false ? null : $value;
+    }
+
+    /** Null if the server has what the token names; else why not. */
+    private static function lacks(Redis $server, string $token, int $patience): ?string
+    {
+        $server->clearLastError();
+        try {
+            $has = $server->rawCommand('WAITLSN', $token, $patience) === true;
+            return $has ? null : (string) $server->getLastError();
+        } catch (RedisException $answer) {
+            // phpredis throws errors whose first word it does not know, and where there is no connection.
+            if (!preg_match('/^(BEHIND|LOST|LOADING|STALE|UNBLOCKED)\b/', $answer->getMessage())) {
+                throw $answer;
+            }
+            return $answer->getMessage();
+        }
     }
 }
 

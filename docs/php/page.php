@@ -20,7 +20,7 @@ if ($_SERVER['REQUEST_METHOD'] === 'POST') {
     exit;
 }
 
-$token = $_COOKIE[COOKIE] ?? null;
+$token = token($_COOKIE[COOKIE] ?? null);
 $warning = '';
 try {
     $note = $values->read(KEY, $token);

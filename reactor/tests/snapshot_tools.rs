@@ -345,6 +345,7 @@ fn databases_functions_and_dumps_without_checksum_are_said() {
     let directory = scratch.path("all");
     let (_, error) = fails(&["import-rdb", &dump, &directory]);
     assert!(error.contains("found \"key\" in database 5; Millrace has one database"), "{error}");
+    assert!(error.contains("--database N"), "{error}");
     assert!(!Path::new(&directory).exists());
     for (database, value) in [("0", "0"), ("5", "5"), ("11", "11")] {
         let directory = scratch.path(&format!("database-{database}"));

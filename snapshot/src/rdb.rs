@@ -203,7 +203,7 @@ impl fmt::Display for RdbError {
             Problem::Database { key, database } => write!(
                 f,
                 "expected keys in database 0 only, found \"{}\" in database {database}; Millrace has one database: \
-                 choose the one to take",
+                 choose the one to take (--database N)",
                 key.escape_ascii()
             ),
             Problem::Module => {

@@ -44,7 +44,13 @@ pub(super) fn run(
         None => Launch::read(&Config::default()).map_err(ToolError::Text)?.shards,
     };
     let mut dump = File::open(from).map_err(failed("opening", from))?;
+    if dump.metadata().map_err(failed("looking at", from))?.is_dir() {
+        return Err(expected(from, "a dump that Redis wrote (dump.rdb, say), found a directory"));
+    }
     let is_new = !directory.try_exists().map_err(failed("looking at", directory))?;
+    if !is_new && !directory.is_dir() {
+        return Err(expected(directory, "a directory, or a name for a new one, found a file"));
+    }
     let _lock = DirectoryLock::take(directory).map_err(|error| ToolError::Text(error.to_string()))?;
     let imported = refuse_data(directory).and_then(|()| {
         let mut filling = Filling::new(shards)?;
@@ -83,6 +89,10 @@ pub(super) fn run(
         (monotonic_ns() - begun) as f64 / 1e9,
     )?;
     Ok(())
+}
+
+fn expected(path: &Path, what: &str) -> ToolError {
+    ToolError::Text(format!("{}: expected {what}", path.display()))
 }
 
 /// A directory with data is left alone: what a server would make of both is not for a tool to guess.

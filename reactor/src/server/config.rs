@@ -552,18 +552,29 @@ fn replica_listen(text: &str, bind: &str) -> Result<Option<SocketAddr>, String> 
     })
 }
 
+/// Of an IPv6 address.
+fn without_brackets(host: &str) -> &str {
+    host.trim_matches(['[', ']', ' '])
+}
+
 /// Whom to follow.
 fn replicaof(text: &str) -> Result<Option<(String, u16)>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    // As Redis writes it in its file, too.
-    let split = text.rsplit_once(':').or_else(|| text.split_once(' '));
-    let found =
-        split.and_then(|(host, port)| Some((host.trim_matches(['[', ']', ' ']), port.trim().parse().ok()?)));
+    let text = text.trim();
+    // As Redis writes it in its file, too: then a colon before the blank is an IPv6 address's.
+    let with_blank = text
+        .rsplit_once(' ')
+        .filter(|(host, _)| !host.contains(':') || without_brackets(host).parse::<Ipv6Addr>().is_ok());
+    let found = with_blank
+        .or_else(|| text.rsplit_once(':'))
+        .and_then(|(host, port)| Some((without_brackets(host), port.trim().parse().ok()?)));
     match found.filter(|(host, port)| !host.is_empty() && *port > 0) {
         Some((host, port)) => Ok(Some((host.into(), port))),
-        None => Err(format!("replicaof: expected HOST:PORT, such as 10.0.0.1:6379, found {text:?}")),
+        None => Err(format!(
+            "replicaof: expected HOST:PORT or \"HOST PORT\", such as 10.0.0.1:6379, found {text:?}"
+        )),
     }
 }
 
@@ -607,6 +618,20 @@ mod tests {
         let path = std::env::temp_dir().join(format!("millrace-{name}-{}.toml", std::process::id()));
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_string()
+    }
+
+    /// Found in review: `::1 6379` was taken apart at the address's last colon, and refused.
+    #[test]
+    fn the_primary_is_written_with_a_colon_or_a_blank() {
+        for text in ["db-1:6379", "db-1 6379", "db-1: 6379", " db-1:6379 "] {
+            assert_eq!(replicaof(text), Ok(Some(("db-1".into(), 6379))), "{text}");
+        }
+        for text in ["[::1]:6379", "::1:6379", "::1 6379", "[::1] 6379"] {
+            assert_eq!(replicaof(text), Ok(Some(("::1".into(), 6379))), "{text}");
+        }
+        for text in ["10.0.0.1", ":6379", " 6379", "host:0", "host:port", "host:1 6379"] {
+            assert!(replicaof(text).unwrap_err().contains("expected HOST:PORT"), "{text}");
+        }
     }
 
     #[test]

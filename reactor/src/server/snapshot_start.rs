@@ -507,10 +507,10 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
         let mut notes = Vec::new();
         for PassedOver { id, why, is_to_go, .. } in self.passed {
             let instead = match restored.snapshot {
-                Some(used) => format!("{} and the log behind it", name(used)),
-                None => "the log".into(),
+                Some(used) => format!("{} and the log behind it hold all of it and are", name(used)),
+                None => "the log holds all of it and is".into(),
             };
-            let mut text = format!("{why} {instead} hold all of it and are used instead");
+            let mut text = format!("{why} {instead} used instead");
             if is_to_go && self.wishes.may_write {
                 text.push_str(&match self.source.set_aside(id)() {
                     Ok(path) => format!("; it is called {} now", path.display()),

@@ -45,6 +45,7 @@ pub(crate) fn read(directory: &Path, key: &KeySource) -> Result<Stopped, StartEr
         )));
     }
     let lock = DirectoryLock::take(directory).map_err(StartError::Lock)?;
+    refuse_the_middle_of_a_sync(directory)?;
     journal::refuse_the_other(directory, kind).map_err(StartError::Setting)?;
     let (keyspaces, notes) = match kind {
         JournalKind::Native => {
@@ -66,6 +67,18 @@ pub(crate) fn read(directory: &Path, key: &KeySource) -> Result<Stopped, StartEr
         }
     };
     Ok(Stopped { keyspaces, notes, _lock: lock })
+}
+
+/// As a start refuses such a directory (replication's `tidy`), which puts it in order first; a tool changes nothing. What
+/// `install/` holds is on its way to take everything's place, and its mark comes with it.
+fn refuse_the_middle_of_a_sync(directory: &Path) -> Result<(), StartError> {
+    let marks = [directory.join("sync-until"), directory.join("install")];
+    let Some(mark) = marks.into_iter().find(|mark| mark.exists()) else { return Ok(()) };
+    Err(StartError::Setting(format!(
+        "{} says that this directory was in the middle of a full sync: what it holds is no state that its primary was \
+         in. Start it as a replica (--replicaof HOST:PORT), which gives it everything anew, or on another directory",
+        mark.display()
+    )))
 }
 
 fn read_native(directory: &Path, shards: usize) -> Result<(Vec<Keyspace>, Vec<String>), StartError> {
