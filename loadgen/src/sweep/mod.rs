@@ -464,7 +464,7 @@ mod tests {
     fn a_rate_that_is_not_reached_has_no_latency_and_misses_every_objective() {
         let judged = |served: u64| {
             let mut worked = worked(true, 100_000);
-            worked.outcome.counts.completed = served;
+            worked.outcome.completed_in_time = served;
             RunReport::new("r", &plan(true), worked, Placement::default(), Conditions::default())
         };
         let objective: Objective = "p99<1s".parse().expect("well-formed");

@@ -1,0 +1,67 @@
+//! What the tool says of a measurement when the measurement is not what was asked for: overload, refusal, silence, Ctrl-C,
+//! flags that cannot be carried out.
+
+mod harness;
+mod schema;
+
+use harness::*;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+/// A server that answers one request after the other, each after `delay`.
+fn one_at_a_time(delay: Duration) -> Server {
+    let gate = Mutex::new(());
+    Server::start(move |_, _| {
+        let _one = gate.lock().expect("no panic");
+        thread::sleep(delay);
+        reply("$2\r\nok\r\n")
+    })
+}
+
+/// The words of a line; `{}` is the target.
+fn words<'a>(line: &'a str, target: &'a str) -> Vec<&'a str> {
+    line.split(' ').map(|word| if word == "{}" { target } else { word }).collect()
+}
+
+#[test]
+fn a_number_of_requests_is_judged_by_when_they_were_meant_and_not_by_when_the_last_was_answered() {
+    // Some 450 a second at best; 400 requests are offered within 80 ms.
+    let server = one_at_a_time(Duration::from_millis(2));
+    let line = "--loop open --rate 5000 --arrival constant -n 400 -c 4 --warmup 0s --ratio 0:1";
+    let (ran, run) = measure("overload-n", &server.target(), &words(line, ""));
+    let offered = run["offered_per_s"].as_f64().expect("a rate");
+    assert!((4_900.0..5_100.0).contains(&offered), "{offered} offered\n{}", ran.stdout);
+    assert!(run["throughput_per_s"].as_f64() < Some(600.0), "{run}");
+    assert!(rules(&run).contains(&"rate_not_reached".to_string()), "{run}");
+    assert_eq!((ran.code, run["counts"]["answered"].as_u64()), (Some(1), Some(400)), "{}", ran.stdout);
+    // What is far from overload is as good as before.
+    let server = Server::start(store());
+    let line = "--loop open --rate 1000 --arrival constant -n 400 -c 4 --warmup 0s --ratio 0:1";
+    let (_, run) = measure("reached-n", &server.target(), &words(line, ""));
+    assert!(!rules(&run).contains(&"rate_not_reached".to_string()), "{run}");
+    // A sweep and a knee see it as well.
+    let server = one_at_a_time(Duration::from_millis(2));
+    let target = server.target();
+    let line = "sweep --target {} --rates 5000 -n 400 -c 4 --warmup 0s --ratio 0:1";
+    let ran = run_words(line, &target);
+    assert!(ran.stdout.contains("unbounded"), "{}", ran.stdout);
+    let line = "knee --target {} --from 4000 --to 8000 --objective p50<10s -n 200 -c 4 --warmup 0s --ratio 0:1 --repeats 1";
+    let ran = run_words(line, &target);
+    assert!(
+        !ran.stderr.lines().any(|line| line.contains(" 4,0") && line.ends_with(" met")),
+        "{}",
+        ran.stderr
+    );
+}
+
+fn run_words(line: &str, target: &str) -> Ran {
+    run(&words(line, target))
+}
+
