@@ -65,3 +65,13 @@ fn run_words(line: &str, target: &str) -> Ran {
     run(&words(line, target))
 }
 
+#[test]
+fn errors_keep_no_objective() {
+    let server = Server::start(|_, _| reply("-NOAUTH Authentication required.\r\n"));
+    let line = "knee --target {} --ratio 0:1 -c 2 --warmup 0s --duration 200ms --from 500 --to 2000 --objective p50<10s";
+    let ran = run_words(line, &server.target());
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    assert!(!ran.stdout.contains("knee: "), "{}", ran.stdout);
+    assert!(ran.stderr.contains("NOAUTH"), "{}", ran.stderr);
+}
+

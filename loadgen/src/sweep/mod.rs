@@ -128,6 +128,14 @@ pub fn is_overloaded(run: &RunReport) -> bool {
     run.reasons.iter().any(|reason| reason.rule == "rate_not_reached") || run.is_backlogged
 }
 
+/// Why a run is INVALID by what the server answered, or did not: no other rate would make that better.
+fn misbehaviour(run: &RunReport) -> Option<&str> {
+    let rules = ["errors", "wrong_replies", "no_replies"];
+    let reason =
+        run.reasons.iter().find(|reason| reason.grade == Verdict::Invalid && rules.contains(&reason.rule))?;
+    Some(&reason.text)
+}
+
 /// `loadgen sweep`.
 pub fn sweep(arguments: &SweepArgs, stop: &StopSignal) -> ExitCode {
     let mut bench = match Bench::new(&arguments.run, stop) {
@@ -257,6 +265,12 @@ pub fn knee(arguments: &KneeArgs, stop: &StopSignal) -> ExitCode {
             runs.push(run);
             break;
         }
+        if let Some(why) = misbehaviour(&run) {
+            incomplete =
+                Some(format!("the server does not do what it is asked, so no rate can be found: {why}"));
+            runs.push(run);
+            break;
+        }
         let trial = Trial::of(phase, rate, &arguments.objective, &run);
         eprintln!("{:<9} {} {}", phase_name(phase), row_text(&run), if trial.met { "met" } else { "missed" });
         search.tell(trial.met);
@@ -319,7 +333,9 @@ impl Trial {
         Trial {
             phase,
             rate_per_s,
-            met: figure_ns.is_some_and(|figure_ns| objective.is_met_by(figure_ns)),
+            // Figures that do not describe the server keep nothing, however good they are.
+            met: run.verdict != Verdict::Invalid
+                && figure_ns.is_some_and(|figure_ns| objective.is_met_by(figure_ns)),
             figure_ns,
             generator_was_late: run.reasons.iter().any(|reason| late.contains(&reason.rule)),
         }
