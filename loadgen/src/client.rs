@@ -235,6 +235,10 @@ impl Machine for Client {
         self.stage
     }
 
+    fn begin(&mut self, now: u64) {
+        self.last_progress = now;
+    }
+
     #[inline]
     fn handle_time(&mut self, now: u64) {
         self.pass_time(now);

@@ -75,3 +75,24 @@ fn errors_keep_no_objective() {
     assert!(ran.stderr.contains("NOAUTH"), "{}", ran.stderr);
 }
 
+#[test]
+fn a_server_that_answers_neither_info_nor_config_is_no_silent_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = format!("resp://{}", listener.local_addr().expect("its address"));
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+                while let Some(request) = read_request(&mut reader) {
+                    if request[0] != b"INFO" && request[0] != b"CONFIG" {
+                        stream.write_all(b"$2\r\nok\r\n").expect("the generator is there");
+                    }
+                }
+            });
+        }
+    });
+    let (ran, run) =
+        measure("mute-info", &target, &words("-n 500 --warmup 0s -c 2 --ratio 0:1 --timeout 300ms", ""));
+    assert_eq!((ran.code, run["counts"]["answered"].as_u64()), (Some(0), Some(500)), "{}", ran.stderr);
+}
+
