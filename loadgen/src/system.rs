@@ -76,8 +76,17 @@ fn process_cpu_ticks(pid: u32) -> Option<u64> {
 
 /// Sends a signal, by name, to a process that was started here; whether that worked.
 pub fn signal(pid: u32, name: &str) -> bool {
+    kill(&format!("-{name} {pid}"))
+}
+
+/// Sends a signal, by name, to all of a group that was started here; whether that worked.
+pub fn signal_group(leader: u32, name: &str) -> bool {
+    kill(&format!("-{name} -- -{leader}"))
+}
+
+fn kill(arguments: &str) -> bool {
     // The shell's own kill: there may be no program of that name.
-    let script = format!("kill -{name} {pid}");
+    let script = format!("kill {arguments}");
     let mut shell = std::process::Command::new("sh");
     shell.arg("-c").arg(script).stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     shell.status().is_ok_and(|status| status.success())

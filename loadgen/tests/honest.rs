@@ -30,6 +30,16 @@ fn words<'a>(line: &'a str, target: &'a str) -> Vec<&'a str> {
     line.split(' ').map(|word| if word == "{}" { target } else { word }).collect()
 }
 
+fn press_ctrl_c(child: &Child) {
+    let status = Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status();
+    assert!(status.expect("a shell").success());
+}
+
+fn start(line: &[&str]) -> Child {
+    let mut command = loadgen(line);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+}
+
 #[test]
 fn a_number_of_requests_is_judged_by_when_they_were_meant_and_not_by_when_the_last_was_answered() {
     // Some 450 a second at best; 400 requests are offered within 80 ms.
@@ -94,5 +104,38 @@ fn a_server_that_answers_neither_info_nor_config_is_no_silent_one() {
     let (ran, run) =
         measure("mute-info", &target, &words("-n 500 --warmup 0s -c 2 --ratio 0:1 --timeout 300ms", ""));
     assert_eq!((ran.code, run["counts"]["answered"].as_u64()), (Some(0), Some(500)), "{}", ran.stderr);
+}
+
+#[test]
+fn ctrl_c_ends_another_tool_as_well() {
+    let folder = scratch("tool-interrupt");
+    let text = |path: &Path| path.to_str().expect("text").to_string();
+    let (fifo, file, results) = (folder.join("fifo"), folder.join("cases.toml"), folder.join("results"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("coreutils").success());
+    let cases = format!(
+        "title = \"a test\"\nsubject = \"one\"\nrounds = 1\nduration-s = 0.1\nwarmup-s = 0.0\nconnections = 2\n{}\
+         tool = [\"sh\", \"-c\", \"echo $$ > {}; exec sleep 300\"]\ntool-output = \"redis-benchmark-csv\"\nfill = false\n\
+         [[case]]\nname = \"GET\"\ntargets = [\"one\"]\ngets = 1\nkeys = 100\n",
+        target_entry("one"),
+        text(&fifo)
+    );
+    std::fs::write(&file, cases).expect("a file");
+    let child = start(&["compare", "--cases", &text(&file), "--results", &text(&results)]);
+    let (tell, told) = channel();
+    thread::spawn(move || tell.send(std::fs::read_to_string(fifo)));
+    let pid = told.recv_timeout(Duration::from_secs(60)).expect("the tool runs").expect("its pid");
+    press_ctrl_c(&child);
+    let (tell, told) = channel();
+    let id = child.id();
+    thread::spawn(move || tell.send(ran(child.wait_with_output().expect("it ends"))));
+    let Ok(ran) = told.recv_timeout(Duration::from_secs(30)) else {
+        // Both are ours, and neither would end.
+        let _ = Command::new("sh").arg("-c").arg(format!("kill -9 {} {id}", pid.trim())).status();
+        panic!("it hangs");
+    };
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "the tool has ended");
+    let _ = std::fs::remove_dir_all(folder);
 }
 
