@@ -139,3 +139,57 @@ fn ctrl_c_ends_another_tool_as_well() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+#[test]
+fn ctrl_c_in_the_first_loop_of_a_sweep_leaves_what_it_measured() {
+    let folder = scratch("sweep-first");
+    let json = folder.join("sweep.json");
+    let (tell, told) = channel();
+    let server = Server::start(move |number, _| {
+        if number == 200 {
+            tell.send(()).expect("the test waits");
+        }
+        reply("$2\r\nok\r\n")
+    });
+    let target = server.target();
+    let mut line = words("sweep --target {} --ratio 0:1 -c 2 --warmup 0s --duration 300s --json", &target);
+    line.push(json.to_str().expect("text"));
+    let child = start(&line);
+    told.recv_timeout(Duration::from_secs(60)).expect("two hundred requests");
+    press_ctrl_c(&child);
+    let ran = ran(child.wait_with_output().expect("it ends"));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(json.exists(), "nothing was written: {}", ran.stderr);
+    let report = read_json(&json);
+    schema::keeps_to("report", &report);
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 1);
+    assert!(runs[0]["incomplete"].is_string() && runs[0]["counts"]["completed"].as_u64() >= Some(100));
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn ctrl_c_in_a_calibration_leaves_the_cases_that_were_whole() {
+    let folder = scratch("calibrate-interrupt");
+    let json = folder.join("calibration.json");
+    let mut child = start(&["calibrate", "--attempts", "1", "--json", json.to_str().expect("text")]);
+    let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    // The first case's table; the others take seconds from here on.
+    while !line.contains("attempt 1") {
+        line.clear();
+        assert!(stdout.read_line(&mut line).expect("readable") > 0, "it ended");
+    }
+    press_ctrl_c(&child);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("text");
+    let ran = ran(child.wait_with_output().expect("it ends"));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("interrupted") && !ran.stderr.contains("before it began"), "{}", ran.stderr);
+    assert!(json.exists(), "nothing was written");
+    let report = read_json(&json);
+    schema::keeps_to("calibration", &report);
+    assert!(report["incomplete"].as_str().is_some_and(|why| why.contains("interrupted")), "{report}");
+    assert_eq!((&report["agrees"], &report["cases"][0]["attempts"]), (&false.into(), &1.into()), "{report}");
+    let _ = std::fs::remove_dir_all(folder);
+}
+

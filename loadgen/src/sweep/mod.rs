@@ -150,7 +150,12 @@ pub fn sweep(arguments: &SweepArgs, stop: &StopSignal) -> ExitCode {
     let mut ended = None;
     let rates = match sweep_rates(arguments, &mut bench, &mut runs) {
         Ok(rates) => rates,
-        Err(error) => return failed(&error),
+        Err(error) if runs.is_empty() => return failed(&error),
+        // The closed loop was measured, if not to its end.
+        Err(error) => {
+            ended = Some(error);
+            Vec::new()
+        }
     };
     'all: for repeat in 0..arguments.repeats {
         let mut order: Vec<f64> = rates.clone();
