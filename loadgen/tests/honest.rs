@@ -193,3 +193,41 @@ fn ctrl_c_in_a_calibration_leaves_the_cases_that_were_whole() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+#[test]
+fn no_place_that_cannot_be_written_is_found_out_afterwards() {
+    let server = Server::start(store());
+    let target = server.target();
+    let folder = scratch("unwritable");
+    let json = folder.join("report.json");
+    let json = json.to_str().expect("text");
+    assert_eq!(
+        run(&["run", "--target", &target, "-n", "10", "--warmup", "0s", "--json", json]).code,
+        Some(0)
+    );
+    server.requests.store(0, Ordering::SeqCst);
+    let nowhere = "/proc/no/such/place";
+    for line in [
+        "run --target {} --json",
+        "sweep --target {} --rates 10 --html",
+        "knee --target {} --json",
+        "caching grid --target {} --json",
+        "caching delay --target {} --html",
+        "compare --targets millrace --millrace /bin/true --results",
+        "audit --target {} --cycles 1 --json",
+        "calibrate --only 1ms --json",
+        "report JSON --html",
+        "replay JSON --results",
+        "--duration 100ms --results",
+    ] {
+        let mut line: Vec<&str> = words(line, &target);
+        line.iter_mut().filter(|word| **word == "JSON").for_each(|word| *word = json);
+        line.push(nowhere);
+        let ran = run(&line);
+        assert_eq!(ran.code, Some(1), "{line:?}: {}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains("cannot write /proc/no/such/place"), "{line:?}: {}", ran.stderr);
+        assert_eq!(ran.stdout, "", "{line:?}");
+    }
+    assert_eq!(server.requests.load(Ordering::SeqCst), 0, "nothing was measured");
+    let _ = std::fs::remove_dir_all(folder);
+}
+

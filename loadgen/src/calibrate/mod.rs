@@ -226,6 +226,9 @@ pub fn command(arguments: &CalibrateArgs, stop: &StopSignal) -> ExitCode {
     {
         return paced::serve(delay, port, http_port);
     }
+    if let Some(error) = arguments.json.as_ref().and_then(|path| report::check_writable(path).err()) {
+        return failed(&error);
+    }
     let allowed = cpu::allowed_cores();
     let cores = match allowed[..] {
         [server, generator, ..] => (Some(server), Some(generator)),

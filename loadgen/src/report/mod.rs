@@ -481,6 +481,11 @@ pub fn check_writable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// The same of a folder that a report's own folder is made in.
+pub fn check_folder(folder: &Path) -> Result<(), String> {
+    check_writable(&folder.join("report.json")).map_err(|error| error.replace("/report.json", ""))
+}
+
 /// Writes a whole file, with the folders above it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());

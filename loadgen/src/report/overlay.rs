@@ -33,6 +33,9 @@ pub fn command(arguments: &ReportArgs) -> ExitCode {
             Err(error) => return usage(&error),
         }
     }
+    if let Some(error) = arguments.html.as_ref().and_then(|path| super::check_writable(path).err()) {
+        return failed(&error);
+    }
     print!("{}", text(&reports));
     if let Some(path) = &arguments.html {
         if let Err(error) = super::write(path, page(&reports).as_bytes()) {
