@@ -231,3 +231,14 @@ fn no_place_that_cannot_be_written_is_found_out_afterwards() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+#[test]
+fn without_the_servers_share_a_run_says_that_it_cannot_judge_the_machine() {
+    let server = Server::start(store());
+    let (_, one) = measure("no-pid", &server.target(), &words("-n 500 --warmup 0s -c 2", ""));
+    let notes = one["notes"].to_string();
+    assert!(notes.contains("other programs' CPU cannot be judged: give --server-pid"), "{notes}");
+    let line = format!("-n 500 --warmup 0s -c 2 --server-pid {}", std::process::id());
+    let (_, one) = measure("with-pid", &server.target(), &words(&line, ""));
+    assert!(!one["notes"].to_string().contains("cannot be judged"), "{one}");
+}
+

@@ -112,9 +112,12 @@ impl<'a> Bench<'a> {
         let mut plan = self.arguments.plan_with(load)?;
         plan.prefill &= !std::mem::replace(&mut self.filled, true);
         change(&mut plan);
-        let options = run::worker_options(self.arguments)?;
+        let (options, notes) = run::worker_options(self.arguments)?;
         let placement = Placement { generator_core: self.arguments.pin.first().copied(), server_core: None };
-        measure(title, plan, options, placement, self.stop).map_err(|failure| failure.to_string())
+        let run = measure(title, plan, options, placement, self.stop);
+        let mut run = run.map_err(|failure| failure.to_string())?;
+        run.notes.extend(notes);
+        Ok(run)
     }
 
     fn at(&mut self, rate: f64, title: &str, change: impl FnOnce(&mut Plan)) -> Result<RunReport, String> {
