@@ -169,7 +169,7 @@ impl Manifest {
         });
         Manifest {
             started_at: timestamp(),
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             toolchain: env!("LOADGEN_TOOLCHAIN"),

@@ -242,3 +242,84 @@ fn without_the_servers_share_a_run_says_that_it_cannot_judge_the_machine() {
     assert!(!one["notes"].to_string().contains("cannot be judged"), "{one}");
 }
 
+#[test]
+fn what_cannot_be_counted_of_a_server_is_said() {
+    let server = Server::start(store());
+    let line = format!("-n 500 --warmup 0s -c 2 --syscalls --server-pid {}", std::process::id());
+    let (_, one) = measure("uncounted", &server.target(), &words(&line, ""));
+    // Whichever of them this machine counts: the others are in the notes.
+    let names =
+        ["server_cycles_per_request", "server_instructions_per_request", "server_syscalls_per_request"];
+    let missing = names.iter().filter(|name| one["cpu"][**name].is_null()).count();
+    let said =
+        one["notes"].as_array().expect("notes").iter().filter(|note| note.to_string().contains("count"));
+    assert!(said.count() >= missing.min(1), "{missing} are missing: {}", one["notes"]);
+}
+
+#[test]
+fn flags_that_would_be_ignored_are_wrong_usage() {
+    let server = Server::start(store());
+    let target = server.target();
+    for (line, word) in [
+        ("run --target {} -n 5 --arrival constant", "--arrival"),
+        ("run --target http://127.0.0.1:1 -n 5 --resp 3", "--resp"),
+        ("run --target memcache://127.0.0.1:1 -n 5 --resp 3", "--resp"),
+        ("sweep --target {} --pipeline 4 --warmup 0s --duration 200ms", "--pipeline"),
+        ("knee --target {} --pipeline 4", "--pipeline"),
+    ] {
+        let ran = run(&words(line, &target));
+        assert_eq!(ran.code, Some(2), "{line}: {}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains(word), "{line}: {}", ran.stderr);
+    }
+    assert_eq!(server.requests.load(Ordering::SeqCst), 0, "nothing was measured");
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_no_panic() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = scratch("no-text");
+    let json = folder.join(std::ffi::OsStr::from_bytes(b"\xff.json"));
+    let server = Server::start(store());
+    let mut command = loadgen(&["run", "--target", &server.target(), "-n", "10", "--warmup", "0s", "--json"]);
+    let ran = ran(command.arg(&json).output().expect("the program starts"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(json.exists());
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn a_password_is_sent_over_http_as_well() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = format!("http://{}", listener.local_addr().expect("its address"));
+    static AUTHORIZED: AtomicBool = AtomicBool::new(false);
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+                let mut fields = Vec::new();
+                while let Some(line) = read_line(&mut reader) {
+                    if !line.is_empty() {
+                        fields.push(line.to_ascii_lowercase());
+                        continue;
+                    }
+                    let is_ours = std::mem::take(&mut fields)
+                        .iter()
+                        .any(|field| field == "authorization: bearer sesame");
+                    AUTHORIZED.fetch_or(is_ours, Ordering::SeqCst);
+                    let answer: &[u8] = match is_ours {
+                        true => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+                        false => b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+                    };
+                    if stream.write_all(answer).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let line = "run --target {} -n 20 --warmup 0s -c 1 --ratio 0:1 --password-env LOADGEN_TEST_PASSWORD";
+    let mut command = loadgen(&words(line, &target));
+    let ran = ran(command.env("LOADGEN_TEST_PASSWORD", "sesame").output().expect("the program starts"));
+    assert!(AUTHORIZED.load(Ordering::SeqCst), "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+}

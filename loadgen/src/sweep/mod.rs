@@ -95,10 +95,11 @@ impl<'a> Bench<'a> {
         if arguments.rate.is_some() {
             return Err("--rate is one rate, and many are measured here: leave it out".into());
         }
-        if matches!(arguments.arrival, Arrival::Trace(_)) {
+        if matches!(arguments.arrival, Some(Arrival::Trace(_))) {
             return Err("a trace brings its own course of rates: use `loadgen run`".into());
         }
-        arguments.plan_with(Load::Closed { pipeline: 1 })?;
+        // Of the loop that is asked for in the end: what it refuses is refused before anything is measured.
+        arguments.plan_with(Load::Open { rate: 1.0, arrival: arguments.arrival() })?;
         run::worker_options(arguments)?;
         Ok(Bench { arguments, stop, filled: false })
     }
@@ -121,7 +122,7 @@ impl<'a> Bench<'a> {
     }
 
     fn at(&mut self, rate: f64, title: &str, change: impl FnOnce(&mut Plan)) -> Result<RunReport, String> {
-        let load = Load::Open { rate, arrival: self.arguments.arrival.clone() };
+        let load = Load::Open { rate, arrival: self.arguments.arrival() };
         self.measure(title, load, change)
     }
 }
