@@ -323,3 +323,20 @@ fn a_password_is_sent_over_http_as_well() {
     assert!(AUTHORIZED.load(Ordering::SeqCst), "{}{}", ran.stdout, ran.stderr);
     assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
 }
+
+#[test]
+fn a_report_names_the_commit_that_was_built_and_not_the_one_that_lies_there_now() {
+    let folder = scratch("commit");
+    let json = folder.join("report.json");
+    let server = Server::start(store());
+    let target = server.target();
+    let mut line = words("run --target {} -n 10 --warmup 0s --json", &target);
+    line.push(json.to_str().expect("text"));
+    // Where it runs there may be no git, or another tree at the place of the one that was built.
+    let ran = ran(loadgen(&line).env("PATH", "").output().expect("the program starts"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let commit = read_json(&json)["manifest"]["commit"].clone();
+    let is_checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.git").exists();
+    assert_eq!(commit.as_str().is_some_and(|commit| commit.len() >= 7), is_checkout, "{commit}");
+    let _ = std::fs::remove_dir_all(folder);
+}
