@@ -340,3 +340,28 @@ fn a_report_names_the_commit_that_was_built_and_not_the_one_that_lies_there_now(
     assert_eq!(commit.as_str().is_some_and(|commit| commit.len() >= 7), is_checkout, "{commit}");
     let _ = std::fs::remove_dir_all(folder);
 }
+
+#[test]
+fn sweeps_side_by_side_have_a_curve_of_their_own_each() {
+    let folder = scratch("sweeps");
+    let path = |name: &str| folder.join(name).to_str().expect("text").to_string();
+    let server = Server::start(store());
+    let target = server.target();
+    let reports = [path("a.json"), path("b.json")];
+    for report in &reports {
+        let line = "sweep --target {} --rates 500,1000,2000 -n 200 -c 2 --warmup 0s --ratio 0:1 --json";
+        let mut line = words(line, &target);
+        line.push(report);
+        // Whether a rate can be quoted on this machine is another matter.
+        assert_ne!(run(&line).code, Some(2));
+        assert!(Path::new(report).exists());
+    }
+    let html = path("both.html");
+    assert_eq!(run(&["report", &reports[0], &reports[1], "--html", &html]).code, Some(0));
+    let page = std::fs::read_to_string(&html).expect("a page");
+    assert!(page.contains("Latency against offered rate") && page.matches("<svg").count() == 2, "no curve");
+    for name in ["A: p50", "B: p50"] {
+        assert!(page.contains(name), "{name}");
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
