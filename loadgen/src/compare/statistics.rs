@@ -36,9 +36,18 @@ impl Spread {
         Some(Spread { median: median(&sorted), min, max, low, high, values: values.to_vec() })
     }
 
-    /// `4.200 (4.100–4.300)`.
+    /// `4.200 [4.150–4.250] (4.100–4.300)`.
     pub fn text(&self) -> String {
-        format!("{:.3} ({:.3}–{:.3})", self.median, self.min, self.max)
+        let interval = self.interval_text(|value| format!("{value:.3}"));
+        format!("{:.3}{interval} ({:.3}–{:.3})", self.median, self.min, self.max)
+    }
+
+    /// ` [4.150–4.250]`, with the numbers as `show` writes them; nothing of a single value.
+    pub fn interval_text(&self, show: impl Fn(f64) -> String) -> String {
+        match self.values.len() {
+            0 | 1 => String::new(),
+            _ => format!(" [{}–{}]", show(self.low), show(self.high)),
+        }
     }
 
     /// `0.81 [0.80–0.83] (0.79–0.85)`.
@@ -88,6 +97,8 @@ mod tests {
         assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
         assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0], 1).expect("values").median, 2.5);
         assert_eq!(Spread::of(&[], 1), None);
+        assert_eq!(spread.text(), "2.000 [1.000–3.000] (1.000–3.000)");
+        assert_eq!(Spread::of(&[4.0], 1).expect("a value").text(), "4.000 (4.000–4.000)");
     }
 
     #[test]
