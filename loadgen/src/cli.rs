@@ -166,10 +166,11 @@ pub struct RunArgs {
     /// Requests a second over all connections (open loop).
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
-    /// Process that arrivals follow (open loop): poisson, constant, pareto or pareto:SHAPE, etc, onoff:ON/OFF, ramp:RATE/TIME
-    /// from --rate on, or trace:FILE of times in seconds, one a line. The last and etc have a rate of their own.
-    #[arg(long, default_value = "poisson", value_name = "PROCESS")]
-    pub arrival: Arrival,
+    /// Process that arrivals follow (open loop): poisson, which is the default, constant, pareto or pareto:SHAPE, etc,
+    /// onoff:ON/OFF, ramp:RATE/TIME from --rate on, or trace:FILE of times in seconds, one a line. The last and etc have a rate
+    /// of their own.
+    #[arg(long, value_name = "PROCESS")]
+    pub arrival: Option<Arrival>,
     /// SETs and GETs in one cycle.
     #[arg(long, default_value = "1:10", value_parser = parse_ratio, value_name = "SET:GET")]
     pub ratio: (u32, u32),
@@ -243,7 +244,7 @@ pub struct RunArgs {
     /// Path of HTTP requests; {key} is filled in.
     #[arg(long, default_value = "/v1/keys/{key}", value_name = "PATH")]
     pub http_path: String,
-    /// Name of an environment variable that holds the password for AUTH.
+    /// Name of an environment variable that holds the password: for AUTH, and over HTTP for `Authorization: Bearer`.
     #[arg(long, value_name = "VARIABLE")]
     pub password_env: Option<String>,
     /// Write the report as JSON.
@@ -436,6 +437,11 @@ impl RunArgs {
         }
     }
 
+    /// The process that arrivals follow.
+    pub fn arrival(&self) -> Arrival {
+        self.arrival.clone().unwrap_or(Arrival::Poisson)
+    }
+
     /// Where the run goes to, whichever flags say it.
     fn target_text(&self) -> String {
         if let Some(path) = &self.unix_socket {
@@ -481,7 +487,10 @@ impl RunArgs {
 
     /// The plan these flags describe; `Err` is a usage error.
     pub fn plan(&self) -> Result<Plan, String> {
-        let rate = self.rate.or(self.arrival.own_rate().filter(|_| self.loop_kind == LoopKind::Open));
+        if self.loop_kind == LoopKind::Closed && self.arrival.is_some() {
+            return Err("--arrival belongs to the open loop: add --loop open".into());
+        }
+        let rate = self.rate.or(self.arrival().own_rate().filter(|_| self.loop_kind == LoopKind::Open));
         let load = match (self.loop_kind, rate) {
             (LoopKind::Closed, None) => Load::Closed { pipeline: self.pipeline },
             (LoopKind::Closed, Some(_)) => {
@@ -490,7 +499,7 @@ impl RunArgs {
             (LoopKind::Open, None) => {
                 return Err("--loop open needs --rate, the requests offered a second".into());
             }
-            (LoopKind::Open, Some(rate)) => Load::Open { rate, arrival: self.arrival.clone() },
+            (LoopKind::Open, Some(rate)) => Load::Open { rate, arrival: self.arrival() },
         };
         self.plan_with(load)
     }
@@ -501,12 +510,22 @@ impl RunArgs {
         if matches!(load, Load::Open { .. }) && self.pipeline > 1 {
             return Err("--pipeline belongs to the closed loop: an open loop sends what is due".into());
         }
+        if self.resp == 3 && target.protocol != Protocol::Resp {
+            return Err("--resp 3 is a version of RESP, and the target speaks another protocol".into());
+        }
+        if self.password_env.is_some() && target.protocol == Protocol::Memcache {
+            return Err("--password-env: memcached's text protocol knows no password".into());
+        }
         let password = match &self.password_env {
             Some(name) => Some(
                 std::env::var(name).map_err(|_| format!("--password-env: the variable {name} is not set"))?,
             ),
             None => None,
         };
+        let is_text = |password: &String| !password.contains(|character: char| character.is_ascii_control());
+        if target.protocol == Protocol::Http && !password.as_ref().is_none_or(is_text) {
+            return Err("--password-env: a password with control characters cannot be sent over HTTP".into());
+        }
         if !(self.http_path.starts_with('/') && self.http_path.is_ascii())
             || self.http_path.contains([' ', '\r', '\n'])
         {
@@ -692,6 +711,7 @@ mod tests {
         assert!(wrong(&["--loop", "open"]).contains("--rate"));
         assert!(wrong(&["--rate", "5"]).contains("--loop open"));
         assert!(wrong(&["--loop", "open", "--rate", "5", "--pipeline", "2"]).contains("--pipeline"));
+        assert!(wrong(&["--arrival", "poisson"]).contains("--loop open"));
         assert!(wrong(&["--loop", "open", "--rate", "0"]).contains("rate"));
         assert!(wrong(&["--keys", "0"]).contains("--keys"));
         assert!(wrong(&["--key-size", "5", "--keys", "100"]).contains("--key-size"));

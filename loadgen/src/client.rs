@@ -70,6 +70,10 @@ pub struct Client {
     next_connection: usize,
     /// Of `Stop::Requests`: how many may still be sent.
     requests_left: u64,
+    /// When the last of them was meant to leave (open loop).
+    offer_ended: Option<u64>,
+    /// Replies that had arrived by then.
+    completed_by_then: u64,
     /// Requests sent and unanswered, and due and unsent.
     outstanding: usize,
     waiting: usize,
@@ -145,6 +149,8 @@ impl Client {
             schedule_over: false,
             next_connection: 0,
             requests_left,
+            offer_ended: None,
+            completed_by_then: 0,
             outstanding: 0,
             waiting: 0,
             counts: Counts::default(),
@@ -207,6 +213,12 @@ impl Client {
             measure_began_ns: measured.then_some(self.measure_began),
             picked: self.picker,
             window_ns: if measured { ended.saturating_sub(self.measure_began) } else { 0 },
+            offered_ns: self.offer_ended.map(|ended| ended.saturating_sub(self.measure_began)),
+            // In a time instead of a number of requests, all that is completed is completed in time.
+            completed_in_time: match self.offer_ended {
+                Some(_) => self.completed_by_then,
+                None => self.counts.completed,
+            },
             counts: self.counts,
             response: self.response,
             service: self.service,
@@ -221,6 +233,10 @@ impl Client {
 impl Machine for Client {
     fn stage(&self) -> Stage {
         self.stage
+    }
+
+    fn begin(&mut self, now: u64) {
+        self.last_progress = now;
     }
 
     #[inline]

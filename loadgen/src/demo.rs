@@ -24,7 +24,7 @@ const KEYS: u64 = 100_000;
 
 /// Runs the demonstration.
 pub fn command(arguments: &DemoArgs, stop: &StopSignal) -> ExitCode {
-    if let Err(error) = crate::report::check_writable(&arguments.results.join("report.json")) {
+    if let Err(error) = crate::report::check_folder(&arguments.results) {
         return failed(&error);
     }
     let manifest = Manifest::read();

@@ -31,7 +31,48 @@ impl Preset {
     }
 }
 
-/// Puts a preset's flags before those given, so that these, which come later, win.
+/// Flags that say the same thing, or cannot stand beside each other: one that is given takes the place of all that a preset
+/// has of its group. Others stand for themselves.
+const GROUPS: [&[&str]; 7] = [
+    &["-n", "--requests", "--duration", "--test-time"],
+    &["--command", "--ratio"],
+    &["--key-distribution", "--theta", "--key-zipf-exp", "--key-pattern"],
+    &["-c", "--connections", "--clients"],
+    &["-r", "--keys", "--key-maximum"],
+    &["-d", "--value-size", "--data-size", "--data-size-range"],
+    &["--key-size"],
+];
+
+/// The flag of a word, without a value that hangs on it; `None`: it is none.
+fn flag_of(word: &str) -> Option<&str> {
+    match word.strip_prefix('-')?.strip_prefix('-') {
+        Some(_) => word.split('=').next(),
+        None => word.get(..2),
+    }
+}
+
+/// What is left of a preset's flags beside those given.
+fn not_replaced(preset: &'static str, given: &[OsString]) -> Vec<OsString> {
+    let given: Vec<&str> = given.iter().filter_map(|word| flag_of(word.to_str()?)).collect();
+    let is_given = |flag: &str| {
+        let group = GROUPS.iter().find(|group| group.contains(&flag));
+        given.iter().any(|given| *given == flag || group.is_some_and(|group| group.contains(given)))
+    };
+    let mut left = Vec::new();
+    let mut is_left = true;
+    for word in preset.split(' ') {
+        if let Some(flag) = flag_of(word) {
+            is_left = !is_given(flag);
+        }
+        if is_left {
+            // A command of several words is one argument.
+            left.push(OsString::from(word.replace('|', " ")));
+        }
+    }
+    left
+}
+
+/// Puts a preset's flags before those given, as far as these do not take their place.
 pub fn expand(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let named = arguments.iter().enumerate().find_map(|(index, word)| {
@@ -44,8 +85,7 @@ pub fn expand(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     });
     let preset = named.and_then(|name| <Preset as clap::ValueEnum>::from_str(&name, false).ok());
     if let Some(preset) = preset.filter(|_| arguments.len() > 2) {
-        // A command of several words is one argument.
-        let flags = preset.flags().split(' ').map(|word| OsString::from(word.replace('|', " ")));
+        let flags = not_replaced(preset.flags(), &arguments[2..]);
         arguments.splice(2..2, flags);
     }
     arguments
@@ -55,6 +95,7 @@ pub fn expand(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command, RunArgs};
+    use crate::client::Stop;
     use crate::workload::keys::KeyDistribution;
     use crate::workload::sizes::ValueSizes;
     use clap::ValueEnum;
@@ -82,6 +123,36 @@ mod tests {
         let plan = plan.plan().expect("valid");
         assert_eq!(plan.workload.commands, [("INCR __key__".to_string(), 1)]);
         assert_eq!(plan.workload.key_distribution, KeyDistribution::Uniform);
+    }
+
+    #[test]
+    fn a_flag_takes_the_place_of_what_a_preset_says_in_other_words() {
+        let read = |line: &str| {
+            let words = line.split(' ').map(|word| OsString::from(word.replace('|', " ")));
+            let words = ["loadgen", "run", "--target", "resp://127.0.0.1:1", "--preset"]
+                .map(OsString::from)
+                .into_iter()
+                .chain(words);
+            let cli = Cli::read(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+            let Some(Command::Run(arguments)) = cli.command else { panic!("{line}") };
+            arguments.plan().unwrap_or_else(|error| panic!("{line}: {error}"))
+        };
+        for line in ["k6-60k --duration 1s", "k6-60k --test-time=1s"] {
+            assert_eq!(read(line).stop, Stop::After(1_000_000_000), "{line}");
+        }
+        for line in ["k6-60k -n 7", "k6-60k -n7", "k6-60k --requests 7"] {
+            assert_eq!(read(line).stop, Stop::Requests(7), "{line}");
+        }
+        let plan = read("counter --command GET|__key__");
+        assert_eq!(plan.workload.commands, [("GET __key__".to_string(), 1)]);
+        assert_eq!(plan.workload.key_distribution, KeyDistribution::Zipf { theta: 0.99 }, "the rest stays");
+        assert!(read("counter --ratio 1:1").workload.commands.is_empty());
+        assert_eq!(read("etc --theta 1.2").workload.key_distribution, KeyDistribution::Zipf { theta: 1.2 });
+        assert_eq!(read("etc --key-pattern R:R").workload.key_distribution, KeyDistribution::Uniform);
+        let plan = read("cache -d 10 --clients 3 --key-maximum 9");
+        assert_eq!((plan.connections, plan.workload.keys), (3, 9));
+        assert_eq!(plan.workload.value_bytes, ValueSizes::Fixed(10));
+        assert!(plan.prefill && plan.workload.gets == 9);
     }
 
     #[test]

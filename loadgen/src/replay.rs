@@ -5,6 +5,7 @@
 //! report that is repeated is never written over.
 
 use crate::cli::{Cli, Command};
+use crate::report::check_folder;
 use crate::report::overlay;
 use crate::report::side_by_side::{self, StoredTable};
 use crate::report::stored::{StoredManifest, StoredReport};
@@ -42,6 +43,9 @@ pub fn command(arguments: &ReplayArgs, stop: &StopSignal) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&format!("{}: {error}", arguments.report.display())),
     };
+    if let Err(error) = check_folder(&arguments.results) {
+        return failed(&error);
+    }
     eprintln!("loadgen {}", recorded[1..].join(" "));
     let code = crate::carry_out(again, stop);
     let Some(written) = find_report(&folder) else {

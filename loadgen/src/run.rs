@@ -28,16 +28,18 @@ pub fn command(arguments: &RunArgs, stop: &StopSignal) -> ExitCode {
     if let Err(error) = check_outputs(arguments) {
         return failed(&error);
     }
-    let (plan, options) = match arguments.plan().and_then(|plan| Ok((plan, worker_options(arguments)?))) {
-        Ok(both) => both,
-        Err(error) => return usage(&error),
-    };
+    let (plan, (options, notes)) =
+        match arguments.plan().and_then(|plan| Ok((plan, worker_options(arguments)?))) {
+            Ok(both) => both,
+            Err(error) => return usage(&error),
+        };
     let manifest = Manifest::read();
     let placement = Placement { generator_core: arguments.pin.first().copied(), server_core: None };
-    let run = match measure("run", plan, options, placement, stop) {
+    let mut run = match measure("run", plan, options, placement, stop) {
         Ok(run) => run,
         Err(failure) => return failed(&failure.to_string()),
     };
+    run.notes.extend(notes);
     let report = Report::new("loadgen run", manifest, vec![run]);
     print!("{}", table::runs(&report.runs));
     if let Err(error) = write_outputs(arguments, &report) {
@@ -46,8 +48,8 @@ pub fn command(arguments: &RunArgs, stop: &StopSignal) -> ExitCode {
     exit_code(&report.runs)
 }
 
-/// How the flags want a worker to run; `Err` is a usage error.
-pub fn worker_options(arguments: &RunArgs) -> Result<WorkerOptions, String> {
+/// How the flags want a worker to run, and what the reader of a run should know of that; `Err` is a usage error.
+pub fn worker_options(arguments: &RunArgs) -> Result<(WorkerOptions, Vec<String>), String> {
     for core in &arguments.pin {
         cpu::check_pin(*core).map_err(|error| format!("--pin {core}: {error}"))?;
     }
@@ -65,14 +67,18 @@ pub fn worker_options(arguments: &RunArgs) -> Result<WorkerOptions, String> {
         ));
     }
     let (mut server_cpu, mut server_counters): (Option<ServerCpu>, Option<ServerCounters>) = (None, None);
+    let mut notes = Vec::new();
     if let Some(pid) = arguments.server_pid {
         if system::process_cpu_ns(pid).is_none() {
             return Err(format!("--server-pid {pid}: there is no such process, or it cannot be read"));
         }
         server_cpu = Some(Box::new(move || system::process_cpu_ns(pid)));
-        server_counters = worker::counters_of(pid, arguments.syscalls).0;
+        (server_counters, notes) = worker::counters_of(pid, arguments.syscalls);
+    } else {
+        // A server on this machine would count as one of them.
+        notes.push("other programs' CPU cannot be judged: give --server-pid".into());
     }
-    Ok(WorkerOptions {
+    let options = WorkerOptions {
         io: arguments.io,
         pin: arguments.pin.first().copied(),
         others: (1..threads).map(|index| arguments.pin.get(index).copied()).collect(),
@@ -80,7 +86,8 @@ pub fn worker_options(arguments: &RunArgs) -> Result<WorkerOptions, String> {
         server_cpu,
         server_counters,
         server_is_embedded: false,
-    })
+    };
+    Ok((options, notes))
 }
 
 /// Whether what is asked for can be written at all: better said before an hour's run than behind it.

@@ -130,7 +130,7 @@ impl Probe {
         let mut stream = self.connect().map_err(|error| format!("no figures by stage: {error}"))?;
         let answered = match self.protocol {
             Protocol::Resp => ask_resp(&mut *stream, self.password.as_deref()),
-            Protocol::Http | Protocol::Memcache => ask_http(&mut *stream, &self.host),
+            Protocol::Http | Protocol::Memcache => ask_http(&mut *stream, &self.host, self.password()),
         };
         let text = answered.map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => NO_FIGURES.to_string(),
@@ -207,8 +207,10 @@ pub fn read_line(reader: &mut impl std::io::BufRead) -> std::io::Result<String> 
 }
 
 /// `GET /metrics`
-fn ask_http(stream: &mut dyn Stream, host: &str) -> std::io::Result<String> {
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+fn ask_http(stream: &mut dyn Stream, host: &str, password: Option<&str>) -> std::io::Result<String> {
+    let authorization =
+        password.map(|password| format!("Authorization: Bearer {password}\r\n")).unwrap_or_default();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\n{authorization}Connection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(not_ours)?;

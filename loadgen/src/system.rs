@@ -76,8 +76,17 @@ fn process_cpu_ticks(pid: u32) -> Option<u64> {
 
 /// Sends a signal, by name, to a process that was started here; whether that worked.
 pub fn signal(pid: u32, name: &str) -> bool {
+    kill(&format!("-{name} {pid}"))
+}
+
+/// Sends a signal, by name, to all of a group that was started here; whether that worked.
+pub fn signal_group(leader: u32, name: &str) -> bool {
+    kill(&format!("-{name} -- -{leader}"))
+}
+
+fn kill(arguments: &str) -> bool {
     // The shell's own kill: there may be no program of that name.
-    let script = format!("kill -{name} {pid}");
+    let script = format!("kill {arguments}");
     let mut shell = std::process::Command::new("sh");
     shell.arg("-c").arg(script).stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     shell.status().is_ok_and(|status| status.success())
@@ -114,7 +123,7 @@ pub struct Manifest {
     pub command: Vec<String>,
     /// Version of this tool.
     pub version: &'static str,
-    /// Commit of the source tree, `-dirty` where it had changes.
+    /// Commit of the source tree when this tool was built, `-dirty` where it had changes; `None`: there was no repository.
     pub commit: Option<String>,
     /// The compiler that built this tool.
     pub toolchain: &'static str,
@@ -160,7 +169,7 @@ impl Manifest {
         });
         Manifest {
             started_at: timestamp(),
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             toolchain: env!("LOADGEN_TOOLCHAIN"),
@@ -201,21 +210,9 @@ fn mitigations() -> Vec<String> {
     lines
 }
 
-/// The commit of the tree this was built from, if it is still there.
+/// The commit of the tree this was built from, as the build has written it down: the tree may have moved since.
 fn commit() -> Option<String> {
-    let git = |arguments: &[&str]| {
-        let output = std::process::Command::new("git")
-            .arg("-C")
-            .arg(env!("CARGO_MANIFEST_DIR"))
-            .args(arguments)
-            .stdin(std::process::Stdio::null())
-            .output()
-            .ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|commit| !commit.is_empty())?;
-    let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|list| !list.is_empty());
-    Some(if dirty { format!("{commit}-dirty") } else { commit })
+    Some(env!("LOADGEN_COMMIT").to_string()).filter(|commit| !commit.is_empty())
 }
 
 /// The present moment as `20261121T223015Z`.

@@ -63,6 +63,8 @@ pub struct Evidence {
     pub offered: u64,
     /// Replies that came while it lasted.
     pub completed: u64,
+    /// Of these: before the last request was meant to leave.
+    pub completed_in_time: u64,
     /// Error replies.
     pub errors: u64,
     /// The first of them.
@@ -197,7 +199,7 @@ fn answers(evidence: &Evidence, reasons: &mut Vec<Reason>) {
 
 /// Whether the load was the one asked for.
 fn open_loop(evidence: &Evidence, reasons: &mut Vec<Reason>) {
-    let Evidence { offered, completed, .. } = *evidence;
+    let Evidence { offered, completed, completed_in_time, .. } = *evidence;
     if let (Some(late), Some(all)) = (evidence.lateness_p99_ns, evidence.latency_p99_ns) {
         let share = late as f64 / all.max(1) as f64;
         if share > LATENESS_SHARE_MAX {
@@ -220,11 +222,11 @@ fn open_loop(evidence: &Evidence, reasons: &mut Vec<Reason>) {
     }
     // Poisson arrivals vary: three standard deviations of the count belong to the noise.
     let served_min = offered as f64 * SERVED_SHARE_MIN - 3.0 * (offered as f64).sqrt();
-    if completed > 0 && (completed as f64) < served_min {
+    if completed > 0 && (completed_in_time as f64) < served_min {
         let text = format!(
             "{:.1} % of the offered requests were served in time: the backlog grows as long as the load \
              lasts, and the latencies with it",
-            completed as f64 / offered as f64 * 100.0
+            completed_in_time as f64 / offered as f64 * 100.0
         );
         add(
             reasons,
@@ -333,6 +335,7 @@ mod tests {
             steal_share: Some(0.0),
             offered: 100_000,
             completed: 100_000,
+            completed_in_time: 100_000,
             ..Evidence::default()
         }
     }
@@ -363,7 +366,7 @@ mod tests {
         use Verdict::{Invalid, Suspect};
         assert_eq!(judged(|e| e.lateness_p99_ns = Some(40_001)), (Suspect, vec!["late"]));
         assert_eq!(judged(|e| e.lateness_p99_ns = Some(120_001)), (Invalid, vec!["late"]));
-        assert_eq!(judged(|e| e.completed = 97_000), (Invalid, vec!["rate_not_reached"]));
+        assert_eq!(judged(|e| e.completed_in_time = 97_000), (Invalid, vec!["rate_not_reached"]));
         assert_eq!(judged(|e| e.generator_share = Some(0.91)), (Suspect, vec!["generator_saturated"]));
         assert_eq!(judged(|e| e.samples = 999), (Suspect, vec!["few_samples"]));
         assert_eq!(judged(|e| e.foreign_share = Some(0.06)), (Suspect, vec!["foreign_cpu"]));
@@ -449,7 +452,7 @@ mod tests {
         };
         assert_eq!(judged(unknown).0, Verdict::Valid);
         // 200 requests vary by 14: 170 of 200 in time is what chance does to the window's edges.
-        let few = |e: &mut Evidence| (e.offered, e.completed) = (200, 160);
+        let few = |e: &mut Evidence| (e.offered, e.completed_in_time) = (200, 160);
         assert_eq!(judged(few).0, Verdict::Valid);
     }
 

@@ -60,6 +60,8 @@ pub enum Spin {
 pub trait Machine {
     /// Where it is. The CPU side is read where [`Stage::Measure`] begins and where it ends.
     fn stage(&self) -> Stage;
+    /// The first turn begins: patience counts from here.
+    fn begin(&mut self, _now: u64) {}
     /// Lets time pass; once a turn, before [`Machine::poll_operation`].
     fn handle_time(&mut self, now: u64);
     /// Something the driver reports.
@@ -351,6 +353,8 @@ fn turns<D: Driver, M: Machine>(
     let mut prefill_told = 0;
     let mut now = clock();
     let mut last_woke = now;
+    // What was asked before, over connections of its own, is no time in which this server was silent.
+    machine.begin(now);
     loop {
         machine.handle_time(now);
         if machine.stage() != stage {

@@ -30,7 +30,7 @@ mod ledger;
 mod report;
 mod server;
 
-use crate::report::write_json;
+use crate::report::{check_writable, write_json};
 use crate::run::{EXIT_FAILED, failed, usage};
 use crate::system::Manifest;
 use client::{Client, Shared, Tally};
@@ -56,6 +56,9 @@ pub fn command(arguments: &AuditArgs, stop: &StopSignal) -> ExitCode {
         Ok(plan) => plan,
         Err(error) => return usage(&error),
     };
+    if let Some(error) = arguments.json.as_ref().and_then(|path| check_writable(path).err()) {
+        return failed(&error);
+    }
     let signal = match &way {
         Way::Watched(_) => None,
         Way::Started { signal, .. } => Some(signal.name()),

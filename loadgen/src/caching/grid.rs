@@ -174,6 +174,9 @@ pub fn command(arguments: &GridArgs, stop: &StopSignal) -> Result<ExitCode, Stri
     crate::workload::keys::KeyChoice::new(arguments.key_distribution, u64::from(arguments.keys))?;
     let password = common.password()?;
     let (servers, missing) = common.servers(&arguments.shards, placement)?;
+    if let Err(error) = common.check_outputs() {
+        return Ok(failed(&error));
+    }
     missing.iter().for_each(|missing| eprintln!("missing: {missing}"));
     let manifest = Manifest::read();
     let (mut cells, mut failures, mut incomplete) = (Vec::new(), Vec::new(), None);

@@ -163,11 +163,16 @@ pub fn command(arguments: &CachingArgs, stop: &StopSignal) -> ExitCode {
 }
 
 impl Common {
+    /// Whether what is asked for can be written at all.
+    fn check_outputs(&self) -> Result<(), String> {
+        [&self.json, &self.html]
+            .into_iter()
+            .flatten()
+            .try_for_each(|path| crate::report::check_writable(path))
+    }
+
     /// What must be right before anything begins.
     fn check(&self) -> Result<Placement, String> {
-        for path in [&self.json, &self.html].into_iter().flatten() {
-            crate::report::check_writable(path)?;
-        }
         let allowed = cpu::allowed_cores();
         let placement = Placement {
             server_core: self.server_core.or(allowed.first().copied().filter(|_| allowed.len() > 1)),

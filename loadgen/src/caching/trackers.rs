@@ -130,6 +130,9 @@ pub fn command(arguments: &DelayArgs, stop: &StopSignal) -> Result<ExitCode, Str
     let placement = common.check()?;
     let password = common.password()?;
     let (servers, missing) = common.servers(&arguments.shards, placement)?;
+    if let Err(error) = common.check_outputs() {
+        return Ok(failed(&error));
+    }
     missing.iter().for_each(|missing| eprintln!("missing: {missing}"));
     let manifest = Manifest::read();
     let (mut cells, mut failures, mut incomplete) = (Vec::new(), Vec::new(), None);

@@ -156,6 +156,8 @@ struct Calibration {
     precision: f64,
     transport_ns_max: u64,
     agrees: bool,
+    /// Why not all cases were carried out.
+    incomplete: Option<String>,
     cases: Vec<CaseReport>,
 }
 
@@ -224,6 +226,9 @@ pub fn command(arguments: &CalibrateArgs, stop: &StopSignal) -> ExitCode {
     {
         return paced::serve(delay, port, http_port);
     }
+    if let Some(error) = arguments.json.as_ref().and_then(|path| report::check_writable(path).err()) {
+        return failed(&error);
+    }
     let allowed = cpu::allowed_cores();
     let cores = match allowed[..] {
         [server, generator, ..] => (Some(server), Some(generator)),
@@ -235,6 +240,7 @@ pub fn command(arguments: &CalibrateArgs, stop: &StopSignal) -> ExitCode {
     let bench = Bench { arguments, server_core: cores.0, generator_core: cores.1, stop };
     let manifest = Manifest::read();
     let mut cases = Vec::new();
+    let mut incomplete = None;
     for (name, case) in CASES {
         if arguments.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             continue;
@@ -244,13 +250,16 @@ pub fn command(arguments: &CalibrateArgs, stop: &StopSignal) -> ExitCode {
                 print!("{}", text(&report));
                 cases.push(report);
             }
-            Err(error) => return failed(&format!("{name}: {error}")),
+            Err(error) => {
+                incomplete = Some(format!("{name}: {error}"));
+                break;
+            }
         }
     }
-    if cases.is_empty() {
+    if cases.is_empty() && incomplete.is_none() {
         return crate::run::usage("no case is left; see --only");
     }
-    let agrees = cases.iter().all(CaseReport::agrees);
+    let agrees = incomplete.is_none() && cases.iter().all(CaseReport::agrees);
     let calibration = Calibration {
         schema: SCHEMA,
         manifest,
@@ -260,12 +269,16 @@ pub fn command(arguments: &CalibrateArgs, stop: &StopSignal) -> ExitCode {
         precision: PRECISION,
         transport_ns_max: TRANSPORT_NS,
         agrees,
+        incomplete,
         cases,
     };
     if let Some(path) = &arguments.json
         && let Err(error) = report::write_json(&calibration, path)
     {
         return failed(&error);
+    }
+    if let Some(why) = &calibration.incomplete {
+        return failed(why);
     }
     let too_low = calibration.cases.iter().any(|case| case.worst() == Agreement::TooLow);
     println!(
@@ -296,18 +309,20 @@ impl Bench<'_> {
         let mut best: Option<CaseReport> = None;
         for attempt in 1..=self.arguments.attempts {
             let before = noise();
-            let mut report = match case {
-                Case::Injected { behaviour, runs } => self.injected(name, behaviour, runs)?,
-                Case::Contrast => self.contrast(name)?,
-                Case::Stopped => self.stopped(name)?,
+            let attempted = match case {
+                Case::Injected { behaviour, runs } => self.injected(name, behaviour, runs),
+                Case::Contrast => self.contrast(name),
+                Case::Stopped => self.stopped(name),
             };
+            // Half an attempt is held against a truth of which the other half is missing.
+            if self.stop.is_requested() {
+                return Err("interrupted; the cases that were whole are shown".into());
+            }
+            let mut report = attempted?;
             report.attempts = attempt;
             report.foreign_share = before.zip(noise()).map(|((foreign, at), (foreign_after, after))| {
                 foreign_after.saturating_sub(foreign) as f64 / (after - at).as_nanos() as f64
             });
-            if self.stop.is_requested() {
-                return Err("interrupted".into());
-            }
             // A figure below the truth is not excused by a better attempt.
             let over = report.agrees() || report.worst() == Agreement::TooLow;
             // What must hold comes before how near the figures are.

@@ -219,6 +219,11 @@ pub struct Outcome {
     pub measure_began_ns: Option<u64>,
     /// Length of the measurement.
     pub window_ns: u64,
+    /// From its beginning to the last moment at which one of a number of requests was meant to leave (open loop); `None`: as
+    /// long as the measurement. Those that are late prolong the measurement, and must not stretch what was offered.
+    pub offered_ns: Option<u64>,
+    /// Replies that arrived by then.
+    pub completed_in_time: u64,
     /// Requests picked to see whether they left as they were drawn. Open loop only.
     pub picked: Option<Picker>,
     /// See there.
@@ -263,6 +268,9 @@ impl Outcome {
             let ours = self.measure_began_ns.unwrap_or(theirs);
             let end = if self.measure_began_ns.is_some() { ours + self.window_ns } else { 0 };
             let began = ours.min(theirs);
+            let offered = |from: u64, length: Option<u64>| Some(from + length?);
+            let offer_ended = offered(ours, self.offered_ns).max(offered(theirs, other.offered_ns));
+            self.offered_ns = offer_ended.map(|ended| ended - began);
             self.window_ns = end.max(theirs + other.window_ns) - began;
             self.measure_began_ns = Some(began);
         }
@@ -270,6 +278,7 @@ impl Outcome {
             (Some(ours), Some(theirs)) => ours.merge(theirs),
             (ours, theirs) => *ours = ours.take().or(theirs),
         }
+        self.completed_in_time += other.completed_in_time;
         self.counts.add(&other.counts);
         for (ours, theirs) in [
             (&mut self.response, other.response),

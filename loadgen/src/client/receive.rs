@@ -1,7 +1,7 @@
 //! What comes in: connections that open and close, replies and their stamps, what a connection still owes when it goes.
 
 use super::connection::{Loss, Phase};
-use super::{Client, Failure, Stage};
+use super::{Client, Failure, Stage, Stop};
 use crate::scan::Tally;
 use crate::workload;
 use reactor::server::event::{ConnectionId, Event, Operation};
@@ -16,6 +16,13 @@ impl Client {
         }
         match event {
             Event::Received { connection, bytes } => {
+                // What is due by now was offered before this arrived, however late that is noticed.
+                if matches!(self.plan.stop, Stop::Requests(_))
+                    && self.schedule.is_some()
+                    && !self.schedule_over
+                {
+                    self.admit_arrivals(now);
+                }
                 let Some(index) = self.index_of(connection) else { return Ok(()) };
                 self.receive(index, bytes, now)
             }
@@ -170,6 +177,9 @@ impl Client {
         let measuring = self.stage == Stage::Measure;
         if measuring {
             self.counts.completed += tally.replies;
+            if self.offer_ended.is_none_or(|ended| now <= ended) {
+                self.completed_by_then += tally.replies;
+            }
             self.counts.errors += tally.errors;
             self.counts.nulls += tally.nulls;
             self.counts.pushes += tally.pushes;

@@ -206,6 +206,9 @@ impl Client {
             if intended >= began {
                 self.counts.offered += 1;
                 self.requests_left = self.requests_left.saturating_sub(1);
+                if self.requests_left == 0 {
+                    self.offer_ended = Some(intended);
+                }
             }
             let index = self.next_connection;
             self.next_connection = (index + 1) % self.connections.len();

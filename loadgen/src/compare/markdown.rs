@@ -74,8 +74,8 @@ pub fn conditions_of(case: &CaseReport) -> String {
         _ => format!("closed loop, pipeline {}", case.case.pipeline),
     };
     format!(
-        "{loop_text}, {} keys, {} B keys, {} B values. Medians over rounds (smallest–largest); ratios are {} over the row's \
-         target, paired by round: median [bootstrap 95 % interval] (smallest–largest).",
+        "{loop_text}, {} keys, {} B keys, {} B values. Medians over rounds [bootstrap 95 % interval] (smallest–largest); ratios are {} over the row's \
+         target, paired by round, in the same way.",
         thousands(case.case.keys as f64),
         case.case.key_size,
         case.case.value_size,
@@ -103,7 +103,11 @@ pub const COLUMNS: [&str; 14] = [
 
 /// A row of it.
 pub fn row_cells(row: &Row) -> Vec<String> {
-    let nanos = |spread: &Option<Spread>| table::micros(spread.as_ref().map(|spread| spread.median as u64));
+    let micros = |ns: f64| table::micros(Some(ns as u64));
+    let nanos = |spread: &Option<Spread>| match spread {
+        Some(spread) => format!("{}{}", micros(spread.median), spread.interval_text(micros)),
+        None => "–".into(),
+    };
     let share = |spread: &Option<Spread>| table::percent(spread.as_ref().map(|spread| spread.median));
     let ratio = |spread: &Option<Spread>, words: Option<&str>| match spread {
         Some(spread) => format!("{}: {}", spread.ratio_text(), words.unwrap_or_default()),
@@ -111,8 +115,9 @@ pub fn row_cells(row: &Row) -> Vec<String> {
     };
     let throughput = &row.throughput_per_s;
     let rate = format!(
-        "{} ({}–{})",
+        "{}{} ({}–{})",
         thousands(throughput.median),
+        throughput.interval_text(thousands),
         thousands(throughput.min),
         thousands(throughput.max)
     );

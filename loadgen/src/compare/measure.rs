@@ -124,7 +124,7 @@ impl Comparing<'_> {
             if prefill {
                 self.fill(case, target, server, stop)?;
             }
-            return self.measure_with_tool(round, case, target, server);
+            return self.measure_with_tool(round, case, target, server, stop);
         }
         let rate = self.rate(round, case, &target.name)?;
         let title = format!("{round}/{} {}", self.file.rounds, target.name);
@@ -235,6 +235,7 @@ impl Comparing<'_> {
         case: &Case,
         target: &Peer,
         server: &Running,
+        stop: &StopSignal,
     ) -> Result<Measurement, String> {
         let seconds = case.duration_s.unwrap_or(self.file.duration_s);
         let load = ToolLoad {
@@ -246,7 +247,7 @@ impl Comparing<'_> {
         for attempt in 0..=self.file.repeats_if_noisy {
             let (before, machine) = (system::process_cpu_ns(server.pid()), system::machine_times());
             let began = std::time::Instant::now();
-            let (figures, took) = server.run_tool(target, case, load, self.placement.generator_core)?;
+            let (figures, took) = server.run_tool(target, case, load, self.placement.generator_core, stop)?;
             let wall_ns = began.elapsed().as_nanos() as f64;
             let after = system::process_cpu_ns(server.pid());
             let server_ns = after.zip(before).map(|(after, before)| after.saturating_sub(before));

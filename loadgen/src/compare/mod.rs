@@ -46,9 +46,14 @@ pub fn command(arguments: &CompareArgs, stop: &StopSignal) -> ExitCode {
         None if !arguments.tools.is_empty() => CaseFile::cross_check(),
         None => CaseFile::default(),
     };
-    match Comparing::new(arguments, file) {
-        Ok(mut comparing) => comparing.run(stop),
-        Err(error) => run::usage(&error),
+    let mut comparing = match Comparing::new(arguments, file) {
+        Ok(comparing) => comparing,
+        Err(error) => return run::usage(&error),
+    };
+    // Better said before an hour's measurements than behind them.
+    match report::check_folder(&arguments.results) {
+        Ok(()) => comparing.run(stop),
+        Err(error) => run::failed(&error),
     }
 }
 
@@ -95,9 +100,6 @@ impl<'a> Comparing<'a> {
         if file.case.is_empty() {
             return Err("no case is left to measure; see --only, --targets and --tools".into());
         }
-        // Better said before an hour's measurements than behind them.
-        report::check_writable(&arguments.results.join("report.json"))
-            .map_err(|error| error.replace("/report.json", ""))?;
         let threads = arguments.threads as usize;
         if !arguments.generator_core.is_empty() && arguments.generator_core.len() != threads {
             return Err(format!(

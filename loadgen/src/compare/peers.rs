@@ -6,6 +6,7 @@ use super::tools::ToolFigures;
 use crate::system;
 use crate::workload::Protocol;
 use reactor::cpu;
+use reactor::io::stop::StopSignal;
 use reactor::server::event::Target;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -13,12 +14,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A server that does not serve by then never will.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Another load generator ends within this many times the length of a measurement (some take a number of requests, and a slow
+/// server takes its time over them) …
+const TOOL_PATIENCE_FACTOR: f64 = 20.0;
+/// … and this, for its start and its report.
+const TOOL_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks whether it does.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -322,6 +330,7 @@ impl Running {
         case: &Case,
         load: ToolLoad,
         core: Option<usize>,
+        stop: &StopSignal,
     ) -> Result<(ToolFigures, Duration), String> {
         let mut fields = self.fields.clone();
         // For tools that do not pad numbers: from here on all have the digits that a key of this size has behind `key:`.
@@ -342,10 +351,13 @@ impl Running {
         let mut command = Command::new(&peer.tool_program);
         command.args(peer.tool[1..].iter().map(|word| fill_in(word, &fields)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that what it starts can be ended with it.
+        command.process_group(0);
         let before = children_cpu_time();
         let child = spawn_pinned(command, core)
             .map_err(|error| format!("cannot start {}: {error}", peer.tool_program.display()))?;
-        let output = child.wait_with_output().map_err(|error| format!("{}: {error}", peer.tool[0]))?;
+        let patience = Duration::from_secs_f64(load.seconds * TOOL_PATIENCE_FACTOR) + TOOL_PATIENCE;
+        let output = wait_for_tool(child, stop, patience).map_err(|why| format!("{} {why}", peer.tool[0]))?;
         let took = children_cpu_time().saturating_sub(before);
         let said = || tail(&String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
@@ -423,6 +435,43 @@ pub struct ToolLoad {
 
 fn fill_in(text: &str, fields: &[(&'static str, String)]) -> String {
     fields.iter().fold(text.to_string(), |text, (name, value)| text.replace(name, value))
+}
+
+/// Waits until another load generator has ended and all it printed is read. It is ended when `stop` is raised or when it takes
+/// longer than `patience`.
+fn wait_for_tool(mut child: Child, stop: &StopSignal, patience: Duration) -> Result<Output, String> {
+    fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<std::io::Result<Vec<u8>>> {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.read_to_end(&mut bytes).map(|_| bytes)
+        })
+    }
+    let stdout = reader(child.stdout.take().expect("it is a pipe"));
+    let stderr = reader(child.stderr.take().expect("it is a pipe"));
+    let deadline = Instant::now() + patience;
+    loop {
+        let status = child.try_wait().map_err(|error| format!("cannot be watched: {error}"))?;
+        if let (Some(status), true, true) = (status, stdout.is_finished(), stderr.is_finished()) {
+            let text = |reader: JoinHandle<std::io::Result<Vec<u8>>>| {
+                let read = reader.join().expect("the thread does not panic");
+                read.map_err(|error| format!("cannot be read: {error}"))
+            };
+            return Ok(Output { status, stdout: text(stdout)?, stderr: text(stderr)? });
+        }
+        let is_late = Instant::now() > deadline;
+        if is_late || stop.is_requested() {
+            // Whatever it has started holds its pipes and asks the server on. The group's number is not free before the
+            // child has been waited for.
+            system::signal_group(child.id(), "KILL");
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(match is_late {
+                true => format!("did not end within {patience:?} and was ended"),
+                false => "was interrupted".into(),
+            });
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// A process inherits the mask of the thread that starts it.

@@ -5,6 +5,9 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 const RESAMPLES: usize = 10_000;
+/// With fewer values no interval is worth a word. The bootstrap interval of the median of three is their range, and of three
+/// ratios of two servers that are the same every fourth time all lie on one side of 1; of five, every sixteenth time.
+const VALUES_MIN: usize = 5;
 
 /// A handful of values in a few figures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,9 +36,18 @@ impl Spread {
         Some(Spread { median: median(&sorted), min, max, low, high, values: values.to_vec() })
     }
 
-    /// `4.200 (4.100–4.300)`.
+    /// `4.200 [4.150–4.250] (4.100–4.300)`.
     pub fn text(&self) -> String {
-        format!("{:.3} ({:.3}–{:.3})", self.median, self.min, self.max)
+        let interval = self.interval_text(|value| format!("{value:.3}"));
+        format!("{:.3}{interval} ({:.3}–{:.3})", self.median, self.min, self.max)
+    }
+
+    /// ` [4.150–4.250]`, with the numbers as `show` writes them; nothing of a single value.
+    pub fn interval_text(&self, show: impl Fn(f64) -> String) -> String {
+        match self.values.len() {
+            0 | 1 => String::new(),
+            _ => format!(" [{}–{}]", show(self.low), show(self.high)),
+        }
     }
 
     /// `0.81 [0.80–0.83] (0.79–0.85)`.
@@ -43,11 +55,11 @@ impl Spread {
         format!("{:.2} [{:.2}–{:.2}] ({:.2}–{:.2})", self.median, self.low, self.high, self.min, self.max)
     }
 
-    /// What a ratio says: `below` if its interval lies below 1, `above` if above. Fewer than three values say
+    /// What a ratio says: `below` if its interval lies below 1, `above` if above. Fewer than [`VALUES_MIN`] values say
     /// nothing.
     pub fn words(&self, below: &'static str, above: &'static str) -> &'static str {
         match self.values.len() {
-            0..=2 => "cannot tell",
+            few if few < VALUES_MIN => "cannot tell",
             _ if self.high < 1.0 => below,
             _ if self.low > 1.0 => above,
             _ => "cannot tell",
@@ -85,6 +97,8 @@ mod tests {
         assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
         assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0], 1).expect("values").median, 2.5);
         assert_eq!(Spread::of(&[], 1), None);
+        assert_eq!(spread.text(), "2.000 [1.000–3.000] (1.000–3.000)");
+        assert_eq!(Spread::of(&[4.0], 1).expect("a value").text(), "4.000 (4.000–4.000)");
     }
 
     #[test]
@@ -107,11 +121,14 @@ mod tests {
     fn words_need_an_interval_off_one() {
         let words = |values: &[f64]| Spread::of(values, 1).expect("values").words("less", "more");
         assert_eq!(words(&[0.8, 0.81, 0.82, 0.8, 0.79]), "less");
-        assert_eq!(words(&[1.2, 1.21, 1.3]), "more");
+        assert_eq!(words(&[1.2, 1.21, 1.3, 1.25, 1.22]), "more");
+        // Three of identical servers lie on one side of 1 in a quarter of all comparisons, four in an eighth.
+        assert_eq!(words(&[1.2, 1.21, 1.3]), "cannot tell");
+        assert_eq!(words(&[0.8, 0.81, 0.82, 0.8]), "cannot tell");
         assert_eq!(words(&[0.9, 1.1, 1.0, 0.95, 1.05]), "cannot tell");
         assert_eq!(words(&[0.5, 0.5]), "cannot tell");
         // The median alone decides nothing.
-        assert_eq!(words(&[0.9, 0.95, 1.2]), "cannot tell");
-        assert_eq!(words(&[0.8, 1.05, 1.1]), "cannot tell");
+        assert_eq!(words(&[0.9, 0.95, 1.2, 0.9, 1.1]), "cannot tell");
+        assert_eq!(words(&[0.8, 1.05, 1.1, 1.2, 0.9]), "cannot tell");
     }
 }

@@ -261,6 +261,8 @@ impl RunReport {
         let cpu = cpu_report(&cpu, &outcome.counts);
         let window_s = outcome.window_ns as f64 / 1e9;
         let per_second = |count: u64| (window_s > 0.0).then(|| count as f64 / window_s);
+        let offered_s = outcome.offered_ns.map_or(window_s, |length| length as f64 / 1e9);
+        let offered_per_s = |count: u64| (offered_s > 0.0).then(|| count as f64 / offered_s);
         let counts = &outcome.counts;
         let primary = if open { &response } else { &service };
         let trend = Trend::of(&outcome.intervals);
@@ -282,6 +284,7 @@ impl RunReport {
             steal_share: cpu.steal_share,
             offered: counts.offered,
             completed: counts.completed,
+            completed_in_time: outcome.completed_in_time,
             errors: counts.errors,
             first_error: outcome.first_error.clone(),
             nulls: counts.nulls,
@@ -323,7 +326,7 @@ impl RunReport {
             warmup_s: plan.warmup_ns as f64 / 1e9,
             window_s,
             throughput_per_s: per_second(counts.completed),
-            offered_per_s: if open { per_second(counts.offered) } else { None },
+            offered_per_s: if open { offered_per_s(counts.offered) } else { None },
             curve: histogram::curve(latency)
                 .into_iter()
                 .map(|(quantile, ns)| CurvePoint { quantile, ns })
@@ -478,6 +481,11 @@ pub fn check_writable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// The same of a folder that a report's own folder is made in.
+pub fn check_folder(folder: &Path) -> Result<(), String> {
+    check_writable(&folder.join("report.json")).map_err(|error| error.replace("/report.json", ""))
+}
+
 /// Writes a whole file, with the folders above it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -538,6 +546,8 @@ pub mod tests {
             measure_began_ns: Some(0),
             picked: None,
             window_ns: 2_000_000_000,
+            offered_ns: None,
+            completed_in_time: samples,
             counts: Counts {
                 offered: samples,
                 sent: samples,

@@ -6,7 +6,7 @@
 use super::html::{document, escape};
 use super::plot;
 use super::stored::{StoredManifest, StoredReport, StoredRun};
-use super::table::{align, micros, number, thousands};
+use super::table::{align, micros, number, quantile_name, thousands};
 use crate::run::{failed, usage};
 use clap::Args;
 use std::fmt::Write;
@@ -32,6 +32,9 @@ pub fn command(arguments: &ReportArgs) -> ExitCode {
             Ok(report) => reports.push(report),
             Err(error) => return usage(&error),
         }
+    }
+    if let Some(error) = arguments.html.as_ref().and_then(|path| super::check_writable(path).err()) {
+        return failed(&error);
     }
     print!("{}", text(&reports));
     if let Some(path) = &arguments.html {
@@ -145,6 +148,26 @@ pub fn text(reports: &[StoredReport]) -> String {
     text
 }
 
+/// Median and 99th percentile against the rate, of every report that has several.
+fn rate_lines(reports: &[StoredReport]) -> Vec<plot::Line> {
+    let mut lines = Vec::new();
+    for (index, report) in reports.iter().enumerate() {
+        for quantile in [0.5, 0.99] {
+            let point =
+                |run: &StoredRun| Some((run.rate_reached()?, run.latency().1.at(quantile)? as f64 / 1e3));
+            let mut points: Vec<(f64, f64)> = report.runs.iter().filter_map(point).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            if points.first().map(|point| point.0) != points.last().map(|point| point.0) {
+                lines.push(plot::Line {
+                    name: format!("{}: {}", letter(index), quantile_name(quantile)),
+                    points,
+                });
+            }
+        }
+    }
+    lines
+}
+
 fn mixes_loops(runs: &[(String, &StoredRun)]) -> bool {
     runs.windows(2).any(|pair| pair[0].1.is_open() != pair[1].1.is_open())
 }
@@ -176,6 +199,15 @@ pub fn page(reports: &[StoredReport]) -> String {
         .map(|(name, run)| (format!("{name}: {} ({})", run.latency().0, run.loop_text()), &run.curve[..]))
         .collect::<Vec<_>>();
     let _ = write!(body, "<h2>Latency by percentile</h2>{}", plot::curves_by_percentile(&curves));
+    let lines = rate_lines(reports);
+    if !lines.is_empty() {
+        let _ = write!(
+            body,
+            "<h2>Latency against offered rate</h2><p>Rates that were offered and not reached have no latency and are left \
+             out.</p>{}",
+            plot::rate_lines(&lines)
+        );
+    }
     body.push_str("<h2>Conditions</h2><table class=\"manifest\"><thead><tr><th></th>");
     for index in 0..reports.len() {
         let _ = write!(body, "<th>{}</th>", letter(index));
@@ -225,6 +257,7 @@ mod tests {
         let page = page(&reports);
         assert_eq!(page.matches("<svg").count(), 1);
         assert!(page.contains("aaa&lt;1&gt;") && page.contains("<b>commit</b>") && !page.contains("<script"));
+        assert!(!page.contains("Latency against offered rate"), "one rate is no curve");
         // The same report twice differs in nothing.
         assert!(!super::text(&[stored(true, 500), stored(true, 500)]).contains("differs: c"));
     }

@@ -195,6 +195,24 @@ pub fn latency_by_rate(runs: &[&RunReport]) -> String {
     svg(HEIGHT, |area| latency_plot(area, 0.0..right_end(&series, 0.0) * 1.03, &series, frame))
 }
 
+/// Latencies, in microseconds, of several reports against the rate.
+pub fn rate_lines(lines: &[Line]) -> String {
+    let series: Vec<Series> = lines
+        .iter()
+        .enumerate()
+        .map(|(index, line)| (line.name.clone(), colour(index).stroke_width(2), line.points.clone()))
+        .collect();
+    let frame = Frame {
+        x_labels: 8,
+        x_label: &|x| thousands(*x),
+        below: "offered requests a second; response time (open loop)".into(),
+        headroom: 1.25,
+        legend: Some(SeriesLabelPosition::UpperLeft),
+        dots: true,
+    };
+    svg(HEIGHT, |area| latency_plot(area, 0.0..right_end(&series, 0.0) * 1.03, &series, frame))
+}
+
 /// p50, p99 and maximum of every interval of one run.
 pub fn latency_over_time(run: &RunReport) -> String {
     type Pick = fn(&crate::histogram::Interval) -> Option<u64>;

@@ -64,6 +64,15 @@ pub struct StoredRun {
     pub verdict: String,
     /// Why it ended early.
     pub incomplete: Option<String>,
+    #[serde(default)]
+    reasons: Vec<StoredReason>,
+    #[serde(default)]
+    is_backlogged: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct StoredReason {
+    rule: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -114,6 +123,16 @@ impl StoredRun {
     /// Whether it was an open loop: its latencies are not to be held against a closed one's.
     pub fn is_open(&self) -> bool {
         matches!(self.loop_report, StoredLoop::Open { .. })
+    }
+
+    /// The rate that was offered and kept up with; `None`: a closed loop, or more than was served.
+    pub fn rate_reached(&self) -> Option<f64> {
+        let is_overloaded =
+            self.is_backlogged || self.reasons.iter().any(|reason| reason.rule == "rate_not_reached");
+        match self.loop_report {
+            StoredLoop::Open { rate_per_s, .. } if !is_overloaded => Some(rate_per_s),
+            _ => None,
+        }
     }
 
     /// The latency that answers this loop's question, and its name.

@@ -95,10 +95,11 @@ impl<'a> Bench<'a> {
         if arguments.rate.is_some() {
             return Err("--rate is one rate, and many are measured here: leave it out".into());
         }
-        if matches!(arguments.arrival, Arrival::Trace(_)) {
+        if matches!(arguments.arrival, Some(Arrival::Trace(_))) {
             return Err("a trace brings its own course of rates: use `loadgen run`".into());
         }
-        arguments.plan_with(Load::Closed { pipeline: 1 })?;
+        // Of the loop that is asked for in the end: what it refuses is refused before anything is measured.
+        arguments.plan_with(Load::Open { rate: 1.0, arrival: arguments.arrival() })?;
         run::worker_options(arguments)?;
         Ok(Bench { arguments, stop, filled: false })
     }
@@ -112,13 +113,16 @@ impl<'a> Bench<'a> {
         let mut plan = self.arguments.plan_with(load)?;
         plan.prefill &= !std::mem::replace(&mut self.filled, true);
         change(&mut plan);
-        let options = run::worker_options(self.arguments)?;
+        let (options, notes) = run::worker_options(self.arguments)?;
         let placement = Placement { generator_core: self.arguments.pin.first().copied(), server_core: None };
-        measure(title, plan, options, placement, self.stop).map_err(|failure| failure.to_string())
+        let run = measure(title, plan, options, placement, self.stop);
+        let mut run = run.map_err(|failure| failure.to_string())?;
+        run.notes.extend(notes);
+        Ok(run)
     }
 
     fn at(&mut self, rate: f64, title: &str, change: impl FnOnce(&mut Plan)) -> Result<RunReport, String> {
-        let load = Load::Open { rate, arrival: self.arguments.arrival.clone() };
+        let load = Load::Open { rate, arrival: self.arguments.arrival() };
         self.measure(title, load, change)
     }
 }
@@ -126,6 +130,14 @@ impl<'a> Bench<'a> {
 /// The server did not keep up, so there is no latency to speak of.
 pub fn is_overloaded(run: &RunReport) -> bool {
     run.reasons.iter().any(|reason| reason.rule == "rate_not_reached") || run.is_backlogged
+}
+
+/// Why a run is INVALID by what the server answered, or did not: no other rate would make that better.
+fn misbehaviour(run: &RunReport) -> Option<&str> {
+    let rules = ["errors", "wrong_replies", "no_replies"];
+    let reason =
+        run.reasons.iter().find(|reason| reason.grade == Verdict::Invalid && rules.contains(&reason.rule))?;
+    Some(&reason.text)
 }
 
 /// `loadgen sweep`.
@@ -142,7 +154,12 @@ pub fn sweep(arguments: &SweepArgs, stop: &StopSignal) -> ExitCode {
     let mut ended = None;
     let rates = match sweep_rates(arguments, &mut bench, &mut runs) {
         Ok(rates) => rates,
-        Err(error) => return failed(&error),
+        Err(error) if runs.is_empty() => return failed(&error),
+        // The closed loop was measured, if not to its end.
+        Err(error) => {
+            ended = Some(error);
+            Vec::new()
+        }
     };
     'all: for repeat in 0..arguments.repeats {
         let mut order: Vec<f64> = rates.clone();
@@ -257,6 +274,12 @@ pub fn knee(arguments: &KneeArgs, stop: &StopSignal) -> ExitCode {
             runs.push(run);
             break;
         }
+        if let Some(why) = misbehaviour(&run) {
+            incomplete =
+                Some(format!("the server does not do what it is asked, so no rate can be found: {why}"));
+            runs.push(run);
+            break;
+        }
         let trial = Trial::of(phase, rate, &arguments.objective, &run);
         eprintln!("{:<9} {} {}", phase_name(phase), row_text(&run), if trial.met { "met" } else { "missed" });
         search.tell(trial.met);
@@ -319,7 +342,9 @@ impl Trial {
         Trial {
             phase,
             rate_per_s,
-            met: figure_ns.is_some_and(|figure_ns| objective.is_met_by(figure_ns)),
+            // Figures that do not describe the server keep nothing, however good they are.
+            met: run.verdict != Verdict::Invalid
+                && figure_ns.is_some_and(|figure_ns| objective.is_met_by(figure_ns)),
             figure_ns,
             generator_was_late: run.reasons.iter().any(|reason| late.contains(&reason.rule)),
         }
@@ -464,7 +489,7 @@ mod tests {
     fn a_rate_that_is_not_reached_has_no_latency_and_misses_every_objective() {
         let judged = |served: u64| {
             let mut worked = worked(true, 100_000);
-            worked.outcome.counts.completed = served;
+            worked.outcome.completed_in_time = served;
             RunReport::new("r", &plan(true), worked, Placement::default(), Conditions::default())
         };
         let objective: Objective = "p99<1s".parse().expect("well-formed");

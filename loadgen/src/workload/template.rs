@@ -212,6 +212,9 @@ fn http_head(builder: &mut Builder<'_>, options: &WorkloadOptions, method: &str,
         builder.text(format!("{joint}ttl_ms={ms}").as_bytes());
     }
     builder.text(format!(" HTTP/1.1\r\nHost: {}\r\n", options.http_host).as_bytes());
+    if let Some(password) = &options.password {
+        builder.text(format!("Authorization: Bearer {password}\r\n").as_bytes());
+    }
 }
 
 /// Any command of RESP or memcached, with `__key__` and `__data__` anywhere.
