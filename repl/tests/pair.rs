@@ -578,6 +578,25 @@ fn what_is_older_than_the_remembered_history_is_not_sent_as_records() {
     assert_eq!(cluster.at(link).installed.len(), 1, "the log has them, but of which branch are they?");
 }
 
+/// What came without a record counts as one: a history on it begins with the second, and who has none of it has not all that
+/// is before.
+#[test]
+fn who_has_nothing_is_not_taken_for_one_that_has_what_is_before_the_history() {
+    let mut cluster = Cluster::new(settings());
+    let mut lineage = Lineage::default();
+    lineage.begin(Lsn(2), BranchId(5), Epoch::FIRST);
+    cluster.write(1, 100);
+    cluster.primary.handle_history(lineage.clone(), Lsn(1), true);
+    let link = cluster.follow(follower_settings(), start(2, b"s"));
+    assert_eq!(cluster.at(link).installed.len(), 1);
+    // Nor is one whose only record is of no history, or of another.
+    for (node, theirs) in [(3, Lineage::default()), (4, self::lineage(9))] {
+        let other = ReplicaStart { lineage: theirs, last_lsn: Lsn(1), ..start(node, b"s") };
+        let link = cluster.follow(follower_settings(), other);
+        assert_eq!(cluster.at(link).installed.len(), 1, "node {node}");
+    }
+}
+
 #[test]
 fn replicas_of_a_replica_go_on_when_it_is_promoted() {
     let mut cluster = Cluster::new(datagram_settings());

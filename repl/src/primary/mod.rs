@@ -60,7 +60,8 @@ pub struct PrimaryStart {
     pub stream: u64,
     /// Random, new for each start: part of the keys of its datagrams.
     pub salt: Nonce,
-    /// The history; a node that writes has [begun](Lineage::begin) its branch, durably.
+    /// The history; a node that writes has [begun](Lineage::begin) its branch, durably. Before [`Lsn::FIRST`] there was
+    /// nothing: data that is there without a record counts as one.
     pub lineage: Lineage,
     /// The last durable record; of a node that follows another, the last that it has applied.
     pub durable_lsn: Lsn,
