@@ -640,3 +640,35 @@ fn imported_data_is_left_by_who_follows() {
         assert_eq!(digest(&follower), digest(&primary));
     }
 }
+
+/// Found in review: the replica came back for the damaged block hundreds of times a second, for ever.
+#[test]
+fn what_is_damaged_in_the_log_is_gone_around_by_a_snapshot() {
+    let scratch = Scratch::new("repl-damaged-log");
+    let mut primary = Node::new(&scratch, "primary", "1").with(&["--replica-backlog-size", "1mb"]);
+    primary.start();
+    let mut replica = Node::new(&scratch, "replica", "1");
+    replica.follow(&primary).start();
+    fill(&primary, 100);
+    same(&primary, &replica);
+    replica.running.take().unwrap().stop();
+    fill(&primary, 40_000);
+    // The second of the segments, which nobody has read since it was written.
+    let mut segments: Vec<_> =
+        std::fs::read_dir(&primary.dir).unwrap().flatten().map(|file| file.path()).collect();
+    segments.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("log-"));
+    segments.sort();
+    assert!(segments.len() > 4, "{segments:?}");
+    let mut bytes = std::fs::read(&segments[1]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segments[1], bytes).unwrap();
+    replica.start();
+    same(&primary, &replica);
+    assert_eq!(number(&mut primary.client(), "sync_full"), 1);
+    let line = primary.running.as_ref().unwrap().heard(&["reading the log for a replica"]);
+    assert!(line.contains("the log is damaged") && !line.contains("cannot be applied"), "{line}");
+    // From here on it is as before.
+    fill(&primary, 1000);
+    same(&primary, &replica);
+}

@@ -79,7 +79,7 @@ impl Reason {
         matches!(self, Version | Itself | Cycle | ChainTooLong | Secret | Shards)
     }
 
-    /// The next attempt goes another way, and need not wait.
+    /// The next attempt goes another way, and need not wait, unless that has led here before.
     pub fn is_over_at_once(self) -> bool {
         matches!(self, Reason::LogGone | Reason::HistoryChanged)
     }
