@@ -672,3 +672,35 @@ fn what_is_damaged_in_the_log_is_gone_around_by_a_snapshot() {
     fill(&primary, 1000);
     same(&primary, &replica);
 }
+
+/// Found in review: they took the place from each other as fast as they could.
+#[test]
+fn two_replicas_of_one_name_are_told_so_and_wait() {
+    let scratch = Scratch::new("repl-twins");
+    let mut primary = Node::new(&scratch, "primary", "1");
+    primary.start();
+    let mut one = Node::new(&scratch, "one", "1");
+    one.follow(&primary).start();
+    fill(&primary, 100);
+    same(&primary, &one);
+    let mut two = Node::new(&scratch, "two", "1");
+    std::fs::create_dir(&two.dir).unwrap();
+    let name = |node: &Node| std::path::Path::new(&node.dir).join("replica-id");
+    std::fs::copy(name(&one), name(&two)).unwrap();
+    two.follow(&primary).start();
+    one.running.as_ref().unwrap().heard(&["remove the file replica-id in its --dir"]);
+    // Each has its turn.
+    two.running.as_ref().unwrap().heard(&["remove the file replica-id in its --dir"]);
+    let taken = number(&mut primary.client(), "replica_connections");
+    assert!(taken <= 6, "{taken} connections");
+    // With a name of its own it stays.
+    two.running.take().unwrap().stop();
+    std::fs::remove_file(name(&two)).unwrap();
+    two.start();
+    eventually(
+        || primary.client().bulk("INFO replication"),
+        || info(&mut primary.client(), "connected_slaves").as_deref() == Some("2"),
+    );
+    same(&primary, &one);
+    same(&primary, &two);
+}

@@ -660,6 +660,18 @@ fn another_way_is_gone_at_once_and_the_same_one_is_not() {
 }
 
 #[test]
+fn a_replica_that_another_of_its_name_replaces_waits() {
+    let mut cluster = Cluster::new(settings());
+    let first = cluster.follow(follower_settings(), start(2, b"s"));
+    cluster.follow(follower_settings(), start(2, b"s"));
+    let fault = cluster.at(first).closed.pop().unwrap();
+    assert_eq!(fault.reason, Reason::Replaced);
+    assert!(fault.to_string().contains("remove the file replica-id"), "{fault}");
+    let (now, most) = (cluster.now.micros, follower_settings().backoff_us_max);
+    assert!(cluster.at(first).replica.poll_timeout().unwrap() >= now + most / 2);
+}
+
+#[test]
 fn replicas_of_a_replica_go_on_when_it_is_promoted() {
     let mut cluster = Cluster::new(datagram_settings());
     cluster.primary.handle_chain(repl::identity::Chain::new(vec![id(9)]).unwrap());
