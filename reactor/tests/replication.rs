@@ -317,6 +317,8 @@ fn what_is_refused_is_said_and_touches_nothing() {
     eventually(|| "it does not write again".into(), || client.ask("SET fill:1 x") == "+OK");
     assert_eq!(client.ask("DEL fill:1"), ":1");
     assert_eq!(client.ask("REPLICAOF 127.0.0.1 99999"), "-ERR Invalid master port");
+    assert_eq!(client.ask("REPLICAOF \"\" 1"), "-ERR Invalid master host");
+    assert_eq!(info(&mut client, "role").as_deref(), Some("master"));
 
     // A ring of two.
     let mut second = Node::new(&scratch, "second", "1").with(&["--replication-secret-file", &right]);
