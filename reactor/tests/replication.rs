@@ -317,6 +317,8 @@ fn what_is_refused_is_said_and_touches_nothing() {
     eventually(|| "it does not write again".into(), || client.ask("SET fill:1 x") == "+OK");
     assert_eq!(client.ask("DEL fill:1"), ":1");
     assert_eq!(client.ask("REPLICAOF 127.0.0.1 99999"), "-ERR Invalid master port");
+    assert_eq!(client.ask("REPLICAOF \"\" 1"), "-ERR Invalid master host");
+    assert_eq!(info(&mut client, "role").as_deref(), Some("master"));
 
     // A ring of two.
     let mut second = Node::new(&scratch, "second", "1").with(&["--replication-secret-file", &right]);
@@ -517,4 +519,190 @@ fn a_server_without_a_log_leaves_its_own_data_when_it_follows() {
     third.follow(&primary).start();
     same(&primary, &third);
     assert_eq!(third.client().ask("EXISTS mine"), ":0");
+}
+
+/// A server on a node's directory that keeps no log.
+fn without_log(node: &Node) -> Running {
+    let port = node.port.to_string();
+    let flags = ["--port", &port, "--dir", &node.dir, "--durability", "off", "--shards", node.shards];
+    Running::start(&[&flags[..], &["--enable-debug-command", "yes"]].concat())
+}
+
+/// Starts it without a log, with so many keys, and leaves them there in a snapshot.
+fn fill_without_log(node: &mut Node, keys: usize) {
+    node.running = Some(without_log(node));
+    fill(node, keys);
+    assert_eq!(node.client().ask("SAVE"), "+OK");
+    node.running.take().unwrap().stop();
+}
+
+/// A directory that `import-rdb` made of a dump of such keys.
+fn import(scratch: &Scratch, node: &Node, keys: usize) {
+    let mut source = Node::new(scratch, "source", "1");
+    fill_without_log(&mut source, keys);
+    let dump = scratch.path("dump.rdb");
+    for arguments in [["export-rdb", &source.dir, &dump], ["import-rdb", &dump, &node.dir]] {
+        let output = run(&arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+/// Found in review: data of which no record is in the log was taken for nothing, and a replica that had nothing for one that had
+/// all that there was before the first record.
+#[test]
+fn what_came_without_a_log_reaches_replicas() {
+    for by_import in [true, false] {
+        let scratch = Scratch::new(&format!("repl-no-log-{by_import}"));
+        let mut primary = Node::new(&scratch, "primary", "2");
+        match by_import {
+            true => import(&scratch, &primary, 500),
+            false => fill_without_log(&mut primary, 500),
+        }
+        primary.start();
+        let mut first = Node::new(&scratch, "first", "1");
+        first.follow(&primary).start();
+        same(&primary, &first);
+        assert_eq!(first.client().ask("DBSIZE"), ":500");
+        assert_eq!(number(&mut primary.client(), "sync_full"), 1);
+        // One behind it, and one that comes when there are records; after a restart, too.
+        let mut chained = Node::new(&scratch, "chained", "2");
+        chained.follow(&first).start();
+        same(&first, &chained);
+        assert_eq!(primary.client().ask("SET first record"), "+OK");
+        same(&primary, &first);
+        same(&first, &chained);
+        primary.kill();
+        primary.start();
+        assert_eq!(primary.client().ask("DBSIZE"), ":501");
+        let mut late = Node::new(&scratch, "late", "1");
+        late.follow(&primary).start();
+        same(&primary, &late);
+        same(&primary, &first);
+        assert_eq!(number(&mut primary.client(), "sync_full"), 1, "only the late one has nothing");
+        // And whoever is promoted has no other beginning.
+        primary.kill();
+        assert_eq!(first.client().ask("REPLICAOF NO ONE"), "+OK");
+        let mut last = Node::new(&scratch, "last", "2");
+        last.follow(&first).start();
+        same(&first, &last);
+        assert_eq!(last.client().ask("DBSIZE"), ":501");
+    }
+}
+
+/// The same behind records that replicas have: what a server without a log wrote is in no record.
+#[test]
+fn what_a_server_without_a_log_changed_reaches_replicas() {
+    let scratch = Scratch::new("repl-changed");
+    let mut primary = Node::new(&scratch, "primary", "2");
+    primary.start();
+    let mut replica = Node::new(&scratch, "replica", "2");
+    replica.follow(&primary).start();
+    fill(&primary, 100);
+    same(&primary, &replica);
+    replica.running.take().unwrap().stop();
+    primary.running.take().unwrap().stop();
+    fill_without_log(&mut primary, 300);
+    primary.start();
+    replica.start();
+    same(&primary, &replica);
+    assert_eq!(replica.client().ask("DBSIZE"), ":300");
+    assert_eq!(primary.client().ask("SET later record"), "+OK");
+    same(&primary, &replica);
+    primary.running.take().unwrap().stop();
+    primary.start();
+    same(&primary, &replica);
+    assert_eq!(number(&mut primary.client(), "sync_full"), 0);
+}
+
+/// Found in review: imported data stayed among that of the primary, or came back with the next start.
+#[test]
+fn imported_data_is_left_by_who_follows() {
+    for at_start in [false, true] {
+        let scratch = Scratch::new(&format!("repl-import-follows-{at_start}"));
+        let mut primary = Node::new(&scratch, "primary", "1");
+        primary.start();
+        assert_eq!(primary.client().ask("SET only key"), "+OK");
+        let mut follower = Node::new(&scratch, "follower", "2");
+        import(&scratch, &follower, 500);
+        if at_start {
+            follower.follow(&primary);
+        }
+        follower.start();
+        if !at_start {
+            assert_eq!(follower.client().ask("DBSIZE"), ":500");
+            let follow = format!("REPLICAOF 127.0.0.1 {}", primary.port);
+            assert_eq!(follower.client().ask(&follow), "+OK");
+        }
+        same(&primary, &follower);
+        assert_eq!(follower.client().ask("DBSIZE"), ":1");
+        follower.kill();
+        follower.more.clear();
+        follower.start();
+        assert_eq!(follower.client().ask("DBSIZE"), ":1");
+        assert_eq!(digest(&follower), digest(&primary));
+    }
+}
+
+/// Found in review: the replica came back for the damaged block hundreds of times a second, for ever.
+#[test]
+fn what_is_damaged_in_the_log_is_gone_around_by_a_snapshot() {
+    let scratch = Scratch::new("repl-damaged-log");
+    let mut primary = Node::new(&scratch, "primary", "1").with(&["--replica-backlog-size", "1mb"]);
+    primary.start();
+    let mut replica = Node::new(&scratch, "replica", "1");
+    replica.follow(&primary).start();
+    fill(&primary, 100);
+    same(&primary, &replica);
+    replica.running.take().unwrap().stop();
+    fill(&primary, 40_000);
+    // The second of the segments, which nobody has read since it was written.
+    let mut segments: Vec<_> =
+        std::fs::read_dir(&primary.dir).unwrap().flatten().map(|file| file.path()).collect();
+    segments.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("log-"));
+    segments.sort();
+    assert!(segments.len() > 4, "{segments:?}");
+    let mut bytes = std::fs::read(&segments[1]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segments[1], bytes).unwrap();
+    replica.start();
+    same(&primary, &replica);
+    assert_eq!(number(&mut primary.client(), "sync_full"), 1);
+    let line = primary.running.as_ref().unwrap().heard(&["reading the log for a replica"]);
+    assert!(line.contains("the log is damaged") && !line.contains("cannot be applied"), "{line}");
+    // From here on it is as before.
+    fill(&primary, 1000);
+    same(&primary, &replica);
+}
+
+/// Found in review: they took the place from each other as fast as they could.
+#[test]
+fn two_replicas_of_one_name_are_told_so_and_wait() {
+    let scratch = Scratch::new("repl-twins");
+    let mut primary = Node::new(&scratch, "primary", "1");
+    primary.start();
+    let mut one = Node::new(&scratch, "one", "1");
+    one.follow(&primary).start();
+    fill(&primary, 100);
+    same(&primary, &one);
+    let mut two = Node::new(&scratch, "two", "1");
+    std::fs::create_dir(&two.dir).unwrap();
+    let name = |node: &Node| std::path::Path::new(&node.dir).join("replica-id");
+    std::fs::copy(name(&one), name(&two)).unwrap();
+    two.follow(&primary).start();
+    one.running.as_ref().unwrap().heard(&["remove the file replica-id in its --dir"]);
+    // Each has its turn.
+    two.running.as_ref().unwrap().heard(&["remove the file replica-id in its --dir"]);
+    let taken = number(&mut primary.client(), "replica_connections");
+    assert!(taken <= 6, "{taken} connections");
+    // With a name of its own it stays.
+    two.running.take().unwrap().stop();
+    std::fs::remove_file(name(&two)).unwrap();
+    two.start();
+    eventually(
+        || primary.client().bulk("INFO replication"),
+        || info(&mut primary.client(), "connected_slaves").as_deref() == Some("2"),
+    );
+    same(&primary, &one);
+    same(&primary, &two);
 }

@@ -76,10 +76,10 @@ impl Reason {
     /// Nothing but a person's hand changes it: trying again soon is of no use.
     pub fn is_lasting(self) -> bool {
         use Reason::*;
-        matches!(self, Version | Itself | Cycle | ChainTooLong | Secret | Shards)
+        matches!(self, Version | Itself | Cycle | ChainTooLong | Secret | Shards | Replaced)
     }
 
-    /// The next attempt goes another way, and need not wait.
+    /// The next attempt goes another way, and need not wait, unless that has led here before.
     pub fn is_over_at_once(self) -> bool {
         matches!(self, Reason::LogGone | Reason::HistoryChanged)
     }
@@ -106,7 +106,8 @@ impl Reason {
             Reason::Snapshot => "look at the disk of the node that is followed",
             Reason::Stopped => "start that node, or follow another",
             Reason::Replaced => {
-                "if it goes on, two nodes have one id, since a data directory was copied: give one a new id"
+                "if it goes on, two nodes have one id, since a data directory was copied: stop one, remove the file \
+                 replica-id in its --dir, and start it again"
             }
         }
     }

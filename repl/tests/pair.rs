@@ -37,11 +37,21 @@ struct Follower {
     is_stuck: bool,
 }
 
+/// What a primary is told of a record that its log does not give.
+#[derive(Clone, Copy)]
+enum Damaged {
+    Said,
+    /// That it is gone; and not where the log begins.
+    Gone,
+}
+
 struct Cluster {
     now: Now,
     primary: Primary,
     log: Vec<Vec<u8>>,
     log_first: u64,
+    /// This record cannot be read, and what the primary is told of that.
+    damaged: Option<(u64, Damaged)>,
     followers: BTreeMap<LinkId, Follower>,
     closed: Vec<(LinkId, Fault)>,
     next_link: u64,
@@ -119,6 +129,7 @@ impl Cluster {
             primary: Primary::new(settings, start, Checksum::portable(), now),
             log: Vec::new(),
             log_first: 1,
+            damaged: None,
             followers: BTreeMap::new(),
             closed: Vec::new(),
             next_link: 1,
@@ -247,10 +258,16 @@ impl Cluster {
                 if from.0 < self.log_first {
                     return self.primary.handle_log_gone(link);
                 }
-                let mut bytes = 0;
+                match self.damaged.filter(|&(lsn, _)| from.0 == lsn) {
+                    Some((_, Damaged::Said)) => return self.primary.handle_log_damaged(link, "damage"),
+                    Some((_, Damaged::Gone)) => return self.primary.handle_log_gone(link),
+                    None => {}
+                }
+                let behind = self.damaged.filter(|&(lsn, _)| from.0 < lsn);
+                let (mut bytes, unreadable) = (0, behind.map_or(u64::MAX, |(lsn, _)| lsn));
                 let records = self.log.iter().zip(1_u64..).skip(from.0 as usize - 1);
                 let enough = records.take_while(|&(payload, lsn)| {
-                    let wanted = lsn <= until.0 && bytes < bytes_max;
+                    let wanted = lsn <= until.0 && bytes < bytes_max && lsn < unreadable;
                     bytes += payload.len();
                     wanted
                 });
@@ -576,6 +593,82 @@ fn what_is_older_than_the_remembered_history_is_not_sent_as_records() {
     cluster.primary.handle_history(lineage, Lsn(50), true);
     let link = cluster.follow(follower_settings(), start(2, b"s"));
     assert_eq!(cluster.at(link).installed.len(), 1, "the log has them, but of which branch are they?");
+}
+
+/// What came without a record counts as one: a history on it begins with the second, and who has none of it has not all that
+/// is before.
+#[test]
+fn who_has_nothing_is_not_taken_for_one_that_has_what_is_before_the_history() {
+    let mut cluster = Cluster::new(settings());
+    let mut lineage = Lineage::default();
+    lineage.begin(Lsn(2), BranchId(5), Epoch::FIRST);
+    cluster.write(1, 100);
+    cluster.primary.handle_history(lineage.clone(), Lsn(1), true);
+    let link = cluster.follow(follower_settings(), start(2, b"s"));
+    assert_eq!(cluster.at(link).installed.len(), 1);
+    // Nor is one whose only record is of no history, or of another.
+    for (node, theirs) in [(3, Lineage::default()), (4, self::lineage(9))] {
+        let other = ReplicaStart { lineage: theirs, last_lsn: Lsn(1), ..start(node, b"s") };
+        let link = cluster.follow(follower_settings(), other);
+        assert_eq!(cluster.at(link).installed.len(), 1, "node {node}");
+    }
+}
+
+/// Found in review: it came back for the damaged record at once, and again, for ever.
+#[test]
+fn who_needs_what_is_damaged_in_the_log_is_given_a_snapshot() {
+    let mut cluster = Cluster::new(settings());
+    cluster.write(300, 100);
+    cluster.damaged = Some((30, Damaged::Said));
+    let link = cluster.follow(follower_settings(), start(2, b"s"));
+    // It has what is before the damage, and is told.
+    let told = cluster.at(link).closed.pop().unwrap();
+    assert_eq!((told.reason, told.is_peers), (Reason::LogGone, true));
+    assert!(told.text.contains("expected LSN 30 in the log, found damage"), "{told}");
+    let reads = cluster.log_reads;
+    let again = ReplicaStart { lineage: lineage(1), last_lsn: Lsn(29), ..start(3, b"s") };
+    for start in [again, start(4, b"s")] {
+        let link = cluster.follow(follower_settings(), start);
+        assert_eq!(cluster.at(link).installed.len(), 1);
+    }
+    assert_eq!(cluster.log_reads, reads, "the log is not asked again");
+    cluster.write(300, 100);
+    cluster.pass(1000);
+    // What is written from then on can be read.
+    let near = ReplicaStart { lineage: lineage(1), last_lsn: Lsn(300), ..start(5, b"s") };
+    let link = cluster.follow(follower_settings(), near);
+    assert_eq!((cluster.at(link).installed.len(), cluster.at(link).applied.len()), (0, 300));
+    assert!(cluster.log_reads > reads);
+}
+
+/// A primary that says again and again that there is another way is not believed: the second time leads to no new place.
+#[test]
+fn another_way_is_gone_at_once_and_the_same_one_is_not() {
+    let mut cluster = Cluster::new(settings());
+    cluster.write(300, 100);
+    cluster.damaged = Some((30, Damaged::Gone));
+    let link = cluster.follow(follower_settings(), start(2, b"s"));
+    assert_eq!(cluster.at(link).closed.len(), 1);
+    let begun = cluster.now.micros;
+    assert_eq!(cluster.at(link).replica.poll_timeout(), Some(begun), "it comes back at once");
+    let replica = cluster.followers.remove(&link).unwrap().replica;
+    let link = cluster.connect(replica);
+    assert_eq!(cluster.at(link).closed.len(), 1);
+    let (now, most) = (cluster.now.micros, follower_settings().backoff_us_max);
+    let next = cluster.at(link).replica.poll_timeout().unwrap();
+    assert!(next >= now + most / 2, "{next} is {} after {now}", next - now);
+}
+
+#[test]
+fn a_replica_that_another_of_its_name_replaces_waits() {
+    let mut cluster = Cluster::new(settings());
+    let first = cluster.follow(follower_settings(), start(2, b"s"));
+    cluster.follow(follower_settings(), start(2, b"s"));
+    let fault = cluster.at(first).closed.pop().unwrap();
+    assert_eq!(fault.reason, Reason::Replaced);
+    assert!(fault.to_string().contains("remove the file replica-id"), "{fault}");
+    let (now, most) = (cluster.now.micros, follower_settings().backoff_us_max);
+    assert!(cluster.at(first).replica.poll_timeout().unwrap() >= now + most / 2);
 }
 
 #[test]

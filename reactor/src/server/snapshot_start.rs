@@ -320,8 +320,9 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
         {
             return Ok(None);
         }
-        self.can_go_on(id, header.lsn_max)?;
-        self.is_exact(Some(id))?;
+        let held = self.held(header.lsn, header.lsn_max);
+        self.can_go_on(id, held, header.lsn_max)?;
+        self.is_exact(Some((id, held)))?;
         let hash_seed = self.hash_seed(&view, &path, header.lsn_max)?;
         let set_aside = self.source.set_aside(id);
         let lsns: Vec<Lsn> = (0..view.shards()).map(|shard| view.lsn(shard)).collect();
@@ -338,7 +339,7 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
         }
 
         let recovery = RecoveryOptions {
-            from: header.lsn.next(),
+            from: held.next(),
             durable_at_least: self.durable_at_least(header.lsn_max),
             ..self.wishes.recovery
         };
@@ -348,7 +349,7 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
             return Err(damaged(origin.describe(damage)));
         }
         let mut recovered = recovered?;
-        self.adopt_epoch(&mut recovered, id, header.lsn_max)?;
+        self.adopt_epoch(&mut recovered, id, header.lsn_max.max(held))?;
 
         let keys: usize = keyspaces.iter().map(Keyspace::len).sum();
         let mut text = format!(
@@ -524,17 +525,24 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
         Ok(restored)
     }
 
-    /// Whether the log goes on where a snapshot ends.
-    fn can_go_on(&self, id: SnapshotId, lsn_max: Lsn) -> Result<(), RecoveryError> {
+    /// The last record that is in a snapshot. Data that came without any (`import-rdb`, `--durability off`) counts as the
+    /// first one: before that there is nothing, and a replica that has nothing would be taken for one that has it all.
+    fn held(&self, lsn: Lsn, lsn_max: Lsn) -> Lsn {
+        let is_without = lsn_max == Lsn::ZERO && self.history.first_lsn != Some(Lsn::FIRST);
+        if is_without { Lsn::FIRST } else { lsn }
+    }
+
+    /// Whether the log goes on where a snapshot, which holds all up to a record, ends.
+    fn can_go_on(&self, id: SnapshotId, held: Lsn, lsn_max: Lsn) -> Result<(), RecoveryError> {
         let place = self.source.directory().join(name(id));
         match self.history.first_lsn {
-            Some(first) if first > id.lsn.next() => refuse(format!(
+            Some(first) if first > held.next() => refuse(format!(
                 "{} holds all up to LSN {}, and the log in {} begins with LSN {first}: the records from LSN {} to {} are in \
                  neither. Put the missing segments of the log back, or move the log away to do without what is in it.{}",
                 place.display(),
-                id.lsn,
+                held,
                 self.log.directory.display(),
-                id.lsn.next(),
+                held.next(),
                 first.previous(),
                 self.said()
             )),
@@ -551,9 +559,9 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
     }
 
     /// Whether what was passed over is held by a snapshot, or nothing, and the log behind it.
-    fn is_exact(&self, base: Option<SnapshotId>) -> Result<(), RecoveryError> {
-        let from = base.map_or(Lsn::ZERO, |id| id.lsn);
-        let instead = || base.map_or("An empty server".into(), name);
+    fn is_exact(&self, base: Option<(SnapshotId, Lsn)>) -> Result<(), RecoveryError> {
+        let from = base.map_or(Lsn::ZERO, |(_, held)| held);
+        let instead = || base.map_or("An empty server".into(), |(id, _)| name(id));
         for passed in &self.passed {
             let PassedOver { id, lsn_max, .. } = passed;
             let begins = self.history.epochs.iter().find(|(epoch, _)| *epoch == id.epoch);

@@ -60,7 +60,8 @@ pub struct PrimaryStart {
     pub stream: u64,
     /// Random, new for each start: part of the keys of its datagrams.
     pub salt: Nonce,
-    /// The history; a node that writes has [begun](Lineage::begin) its branch, durably.
+    /// The history; a node that writes has [begun](Lineage::begin) its branch, durably. Before [`Lsn::FIRST`] there was
+    /// nothing: data that is there without a record counts as one.
     pub lineage: Lineage,
     /// The last durable record; of a node that follows another, the last that it has applied.
     pub durable_lsn: Lsn,
@@ -93,7 +94,8 @@ pub enum Action {
     /// The first replica is there, and records are not handed over: do so from now on.
     /// [`Primary::handle_feed`] follows.
     Feed,
-    /// Read the log; [`Primary::handle_log_records`] or [`Primary::handle_log_gone`] follows.
+    /// Read the log; [`Primary::handle_log_records`], [`Primary::handle_log_gone`] or
+    /// [`Primary::handle_log_damaged`] follows.
     ReadLog {
         /// For whom.
         link: LinkId,
@@ -222,6 +224,8 @@ pub struct Primary {
     chain: Chain,
     durable_lsn: Lsn,
     log_first_lsn: Option<Lsn>,
+    /// What is before this record in the log is not read any more: some of it is damaged.
+    log_sound_from: Lsn,
     is_serving: bool,
     /// Records are handed over.
     is_fed: bool,
@@ -257,6 +261,7 @@ impl Primary {
             chain: Chain::default(),
             durable_lsn,
             log_first_lsn,
+            log_sound_from: Lsn::FIRST,
             is_serving,
             is_fed: true,
             fresh_as_of: None,
@@ -507,7 +512,7 @@ impl Primary {
         self.refuse_all(Fault::new(Reason::HistoryChanged, text));
         assert!(!is_serving || lineage.latest().is_some(), "records belong to a branch");
         (self.lineage, self.durable_lsn, self.is_serving) = (lineage, durable_lsn, is_serving);
-        self.is_fed = true;
+        (self.log_sound_from, self.is_fed) = (Lsn::FIRST, true);
         self.begin_backlog();
     }
 
@@ -588,7 +593,7 @@ impl Primary {
     /// back than it is remembered of which branch they are.
     fn available_from(&self) -> Lsn {
         let backlog = self.backlog.first_lsn();
-        let first = self.log_first_lsn.map_or(backlog, |log| log.min(backlog));
+        let first = self.log_first_lsn.map_or(backlog, |log| log.max(self.log_sound_from).min(backlog));
         let oldest = self.lineage.branches().first().map_or(Lsn::MAX, |branch| branch.first_lsn);
         first.max(oldest)
     }

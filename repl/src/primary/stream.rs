@@ -145,6 +145,15 @@ impl Primary {
         self.refuse(id, Fault::new(Reason::LogGone, text));
     }
 
+    /// The log cannot be read where a replica needs it. What is before the present is not read again, and it comes back
+    /// for a snapshot; so does everybody who is as far behind.
+    pub fn handle_log_damaged(&mut self, id: LinkId, why: &str) {
+        self.log_sound_from = self.durable_lsn.next();
+        let Some(Link { phase: Phase::Streaming(stream), .. }) = self.links.get(&id) else { return };
+        let text = format!("expected LSN {} in the log, found {why}", stream.cursor.lsn);
+        self.refuse(id, Fault::new(Reason::LogGone, text));
+    }
+
     /// Bytes of the snapshot, as asked for.
     pub fn handle_snapshot_bytes(&mut self, id: LinkId, at: u64, bytes: &[u8], now: Now) {
         let Some(link) = self.links.get_mut(&id) else { return };

@@ -201,6 +201,8 @@ pub struct Replica {
     ack_at: u64,
     heard_at: u64,
     backoff_us: u64,
+    /// What had come when it last went back at once.
+    went_back_with: Option<u64>,
     random: u64,
     counters: ReplicaCounters,
     last_fault: Option<Fault>,
@@ -247,6 +249,7 @@ impl Replica {
             ack_at: u64::MAX,
             heard_at: 0,
             backoff_us: settings.backoff_us_min,
+            went_back_with: None,
             random: start.seed,
             counters: ReplicaCounters::default(),
             last_fault: None,
@@ -400,10 +403,16 @@ impl Replica {
             self.actions.push_back(Action::Send(bytes));
         }
         self.actions.push_back(Action::Close(fault.clone()));
-        if fault.reason.is_lasting() {
+        let passes = fault.reason.is_over_at_once();
+        let has_come = self.counters.records + self.counters.full_syncs;
+        // The other way leads somewhere, or to the same place again.
+        let at_once = passes && self.went_back_with != Some(has_come);
+        if passes {
+            self.went_back_with = Some(has_come);
+        }
+        if fault.reason.is_lasting() || (passes && !at_once) {
             self.backoff_us = self.settings.backoff_us_max;
         }
-        let at_once = fault.reason.is_over_at_once();
         self.last_fault = Some(fault);
         self.disconnect(now, at_once);
     }

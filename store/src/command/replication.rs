@@ -34,7 +34,8 @@ pub fn replicaof(call: &mut Call<'_>) {
         else {
             return reply!(call).error("ERR Invalid master port");
         };
-        let Ok(host) = core::str::from_utf8(c_string(host, 255)) else {
+        let host = core::str::from_utf8(c_string(host, 255)).ok().filter(|host| !host.is_empty());
+        let Some(host) = host else {
             return reply!(call).error("ERR Invalid master host");
         };
         Some((String::from(host), number))

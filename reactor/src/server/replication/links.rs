@@ -11,7 +11,9 @@ use super::thread::{Event, TapState, Worker};
 use crate::clock::monotonic_ns;
 use crate::io::log_files::checksum;
 use crate::io::snapshot_files::{SnapshotReader, list_snapshots, snapshot_path};
+use crate::server::recovery::RecoveryError;
 use repl::backlog::SharedBytes;
+use repl::fault::Reason;
 use repl::message::SnapshotName;
 use repl::primary::{Action, LinkId};
 use snapshot::format::Header;
@@ -46,6 +48,10 @@ pub(super) struct Entrance {
     strangers: Seldom,
     /// Why none could be taken.
     refusals: Seldom,
+    /// Why the log could not be read for somebody.
+    reads: Seldom,
+    /// Who came a second time.
+    twins: Seldom,
     /// Since when records are kept for nobody.
     idle_since: Option<u64>,
 }
@@ -54,7 +60,7 @@ impl Entrance {
     /// When it wants to be looked at though nothing happens.
     pub(super) fn until(&self) -> Option<u64> {
         let linger = self.idle_since.map(|since| since + TAP_LINGER_US);
-        let said = [self.strangers.due(), self.refusals.due()];
+        let said = [&self.strangers, &self.refusals, &self.reads, &self.twins].map(Seldom::due);
         [self.rests_until, linger].into_iter().chain(said).flatten().min()
     }
 }
@@ -155,7 +161,8 @@ impl Worker {
             self.tap_state != TapState::Closed && self.replica.is_none() && !self.primary.has_replicas();
         let entrance = &mut self.entrance;
         entrance.rests_until = entrance.rests_until.filter(|&until| until > now_us);
-        for seldom in [&mut entrance.strangers, &mut entrance.refusals] {
+        let Entrance { strangers, refusals, reads, twins, .. } = entrance;
+        for seldom in [strangers, refusals, reads, twins] {
             if let Some(line) = seldom.poll(now_us) {
                 eprintln!("millrace: replication: {line}");
             }
@@ -299,14 +306,15 @@ impl Worker {
                 let now = monotonic_ns() / 1000;
                 if let Some(socket) = self.links.get_mut(&link) {
                     let peer = &socket.peer;
+                    let line = format!("the connection of the replica at {peer} ends: {fault}");
                     match is_stranger {
                         // Anybody could fill the log of this server.
                         true => self.entrance.strangers.add(format!(
                             "a connection from {peer}, not known to be a replica's, ends: {fault}"
                         )),
-                        false => eprintln!(
-                            "millrace: replication: the connection of the replica at {peer} ends: {fault}"
-                        ),
+                        // Two that take the place from each other do so for ever.
+                        false if fault.reason == Reason::Replaced => self.entrance.twins.add(line),
+                        false => eprintln!("millrace: replication: {line}"),
                     }
                     socket.closes_at = Some(now + LAST_WORDS_US);
                     socket.snapshot = None;
@@ -416,7 +424,7 @@ impl Worker {
     }
 
     /// What was read of the log for a replica.
-    pub(super) fn handle_log_read(&mut self, link: LinkId, read: Result<LogRead, String>) {
+    pub(super) fn handle_log_read(&mut self, link: LinkId, read: Result<LogRead, RecoveryError>) {
         match read {
             Ok(read) => {
                 self.primary.handle_log_begins(Some(read.first_lsn));
@@ -427,9 +435,18 @@ impl Worker {
                 }
                 self.primary.handle_log_records(link, records);
             }
-            Err(why) => {
-                eprintln!("millrace: replication: reading the log for a replica: {why}");
-                self.primary.handle_log_gone(link);
+            Err(error) => {
+                let line = format!("reading the log for a replica: {error}");
+                match error {
+                    RecoveryError::Damage(..) => {
+                        self.entrance.reads.add(format!("{line} Replicas that need it are sent a snapshot."));
+                        self.primary.handle_log_damaged(link, "damage there");
+                    }
+                    _ => {
+                        self.entrance.reads.add(line);
+                        self.primary.handle_log_gone(link);
+                    }
+                }
             }
         }
     }

@@ -27,16 +27,20 @@ pub(super) struct LogRead {
 
 impl LogRead {
     /// Reads from this record on, to that one at most, and about so many bytes.
-    pub(super) fn read(directory: &Path, from: Lsn, until: Lsn, bytes_max: usize) -> Result<LogRead, String> {
-        let mut last = String::new();
+    pub(super) fn read(
+        directory: &Path,
+        from: Lsn,
+        until: Lsn,
+        bytes_max: usize,
+    ) -> Result<LogRead, RecoveryError> {
+        let mut read = LogRead::try_read(directory, from, until, bytes_max);
         // A segment may be recycled between two looks at the directory.
-        for _ in 0..3 {
-            match LogRead::try_read(directory, from, until, bytes_max) {
-                Ok(read) => return Ok(read),
-                Err(error) => last = error.to_string(),
+        for _ in 0..2 {
+            if read.is_err() {
+                read = LogRead::try_read(directory, from, until, bytes_max);
             }
         }
-        Err(last)
+        read
     }
 
     fn try_read(directory: &Path, from: Lsn, until: Lsn, bytes_max: usize) -> Result<LogRead, RecoveryError> {
@@ -62,11 +66,7 @@ impl LogRead {
             // What is behind the last block that is durable is being written.
             Ok(Read::End(_) | Read::Damaged(..)) if !read.ends.is_empty() => Ok(read),
             Ok(Read::End(_)) => Ok(read),
-            Ok(Read::Damaged(_, damage, _)) => Err(RecoveryError::Record {
-                directory: directory.to_path_buf(),
-                lsn: from,
-                why: damage.to_string(),
-            }),
+            Ok(Read::Damaged(place, damage, _)) => Err(RecoveryError::Damage(place, damage)),
             Err(error) => Err(error),
         }
     }

@@ -229,6 +229,11 @@ pub(super) fn begin_history(
         ));
         history.lineage = Lineage::default();
     }
+    if found.snapshot.is_some_and(|id| id.epoch > latest_epoch(&history.lineage)) {
+        // It was taken by a server without a log: what that one wrote is in no record, and behind the last one that replicas
+        // have.
+        history.lineage = Lineage::default();
+    }
     if launch.replicaof.is_none() {
         let branch = history.lineage.begin(start.next_lsn, BranchId(random()?), epoch);
         files::write_lineage(&launch.dir, &history.lineage).map_err(StartError::Setting)?;

@@ -17,6 +17,7 @@ use crate::io::stop::StopSignal;
 use crate::io::sync::Bell;
 use crate::io::sys;
 use crate::server::log_handle::{Replace, Restart};
+use crate::server::recovery::RecoveryError;
 use crate::server::snapshot_thread::SnapshotControl;
 use repl::identity::{NodeId, Now};
 use repl::lineage::{BranchId, Lineage};
@@ -64,7 +65,7 @@ pub(super) enum Event {
     /// The primary is reached (its port for HTTP with it), or why not; of this attempt.
     Connected(u64, Result<(TcpStream, u16), String>),
     /// Records of the log.
-    Read(LinkId, Result<LogRead, String>),
+    Read(LinkId, Result<LogRead, RecoveryError>),
     /// A snapshot that was received is made into keyspaces, or cannot be.
     Loaded(Result<Received, String>),
 }
