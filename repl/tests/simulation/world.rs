@@ -193,9 +193,15 @@ impl World {
     fn handle(&mut self, event: Event) {
         let (bug, now) = (self.bug, self.now);
         for node in &mut self.nodes {
+            let before = node.teller.told_us();
             node.look(now, bug);
             if node.role == Role::Root {
-                self.tellers.entry(node.teller.told_us()).or_insert(node.run);
+                let (told, run) = (node.teller.told_us(), node.run);
+                let first = *self.tellers.entry(told).or_insert(run);
+                if told != before && first != run {
+                    // Two primaries whose clocks are equal: nobody knows whose word it is.
+                    self.tellers.insert(told, 0);
+                }
             }
         }
         match event {
