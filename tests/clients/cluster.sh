@@ -16,8 +16,8 @@ if [[ ${1:-} != inside ]]; then
 fi
 checks=1
 scratch=$(mktemp -d)
-page_pid=
-trap '[[ -z $page_pid ]] || kill -- "-$page_pid" 2>/dev/null || true; wait; rm -rf "$scratch"' EXIT
+page_pid= stream_pid=
+trap '[[ -z $stream_pid ]] || kill "$stream_pid" 2>/dev/null || true; [[ -z $page_pid ]] || kill -- "-$page_pid" 2>/dev/null || true; wait; rm -rf "$scratch"' EXIT
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 # A group of its own: its workers outlive it otherwise.
 PHP_CLI_SERVER_WORKERS=2 setsid php -S "127.0.0.1:$port" -t "$root/docs/php" >"$scratch/php.log" 2>&1 &
