@@ -121,7 +121,8 @@ pub enum MemtierProtocol {
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// resp://HOST:PORT, unix:///PATH (RESP), http://HOST:PORT[/PATH] or memcache://HOST:PORT.
+    /// resp://HOST:PORT, http://HOST:PORT[/PATH], memcache://HOST:PORT; over a Unix socket unix:///SOCKET (RESP),
+    /// http+unix:///SOCKET[:/PATH] or memcache+unix:///SOCKET.
     #[arg(long, value_name = "URL", required_unless_present_any = ["server", "port", "unix_socket"])]
     pub target: Option<String>,
     /// A host in place of --target, as memtier_benchmark has it.
@@ -333,13 +334,18 @@ pub struct ParsedTarget {
 
 /// Reads a target.
 pub fn parse_target(text: &str) -> Result<ParsedTarget, String> {
-    let usage = "a target is resp://HOST:PORT, unix:///PATH, http://HOST:PORT or memcache://HOST:PORT";
+    let usage = "a target is resp://HOST:PORT, http://HOST:PORT, memcache://HOST:PORT, unix:///PATH (RESP), \
+                 http+unix:///PATH or memcache+unix:///PATH";
     let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("\"{text}\": {usage}"))?;
     let tcp = |host: &str| -> Result<Target, String> {
         let mut addresses = host
             .to_socket_addrs()
             .map_err(|error| format!("\"{text}\": cannot find \"{host}\" ({error}); {usage}"))?;
         addresses.next().map(Target::Tcp).ok_or_else(|| format!("\"{text}\": \"{host}\" has no address"))
+    };
+    let unix = |socket: &str, protocol, path| {
+        let address = Target::Unix(socket.into());
+        ParsedTarget { address, protocol, host: "localhost".into(), path }
     };
     match scheme {
         "resp" | "redis" => {
@@ -355,12 +361,17 @@ pub fn parse_target(text: &str) -> Result<ParsedTarget, String> {
                 path: None,
             })
         }
-        "unix" if rest.starts_with('/') => Ok(ParsedTarget {
-            address: Target::Unix(rest.into()),
-            protocol: Protocol::Resp,
-            host: "localhost".into(),
-            path: None,
-        }),
+        "unix" if rest.starts_with('/') => Ok(unix(rest, Protocol::Resp, None)),
+        "memcache+unix" if rest.starts_with('/') => Ok(unix(rest, Protocol::Memcache, None)),
+        "http+unix" if rest.starts_with('/') => {
+            // As NGINX writes them: the socket ends with a colon where a path of requests follows.
+            let (socket, path) = match rest.find(":/") {
+                Some(at) if rest.len() > at + 2 => (&rest[..at], Some(rest[at + 1..].to_string())),
+                Some(at) => (&rest[..at], None),
+                None => (rest, None),
+            };
+            Ok(unix(socket, Protocol::Http, path))
+        }
         "http" => {
             let (host, path) = match rest.find('/') {
                 Some(at) if rest.len() > at + 1 => (&rest[..at], Some(rest[at..].to_string())),
@@ -620,8 +631,20 @@ mod tests {
         let http = parse_target("http://127.0.0.1:80/a/b").expect("valid");
         assert_eq!((http.protocol, http.path.as_deref()), (Protocol::Http, Some("/a/b")));
         assert_eq!(parse_target("http://127.0.0.1:80/").expect("valid").path, None);
-        for wrong in ["127.0.0.1:6379", "resp://127.0.0.1", "unix://relative", "ftp://127.0.0.1:1", "resp://"]
-        {
+        let unix = parse_target("http+unix:///run/nginx.sock:/a:/b").expect("valid");
+        assert_eq!((&unix.address, unix.protocol), (&Target::Unix("/run/nginx.sock".into()), Protocol::Http));
+        assert_eq!(unix.path.as_deref(), Some("/a:/b"));
+        assert_eq!(parse_target("http+unix:///run/nginx.sock").expect("valid").path, None);
+        let memcached = parse_target("memcache+unix:///run/m.sock").expect("valid");
+        assert_eq!(memcached.protocol, Protocol::Memcache);
+        for wrong in [
+            "127.0.0.1:6379",
+            "resp://127.0.0.1",
+            "unix://relative",
+            "http+unix://relative",
+            "ftp://127.0.0.1:1",
+            "resp://",
+        ] {
             assert!(parse_target(wrong).is_err(), "{wrong}");
         }
     }

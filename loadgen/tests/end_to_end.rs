@@ -9,12 +9,12 @@ mod schema;
 use harness::*;
 use serde_json::Value;
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -222,12 +222,32 @@ fn http_is_driven_with_bodies_and_statuses() {
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let puts = puts.clone();
-            thread::spawn(move || serve_http(stream, &puts));
+            thread::spawn(move || serve_http(stream.try_clone().ok()?, stream, &puts));
         }
     });
-    let target = format!("http://{address}");
+    http_is_driven(&format!("http://{address}"), &seen);
+}
+
+#[test]
+fn http_is_driven_over_a_unix_socket() {
+    let folder = scratch("http-unix");
+    let path = folder.join("s");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let (puts, seen) = channel();
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let puts = puts.clone();
+            thread::spawn(move || serve_http(stream.try_clone().ok()?, stream, &puts));
+        }
+    });
+    http_is_driven(&format!("http+unix://{}", path.display()), &seen);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+fn http_is_driven(target: &str, seen: &Receiver<usize>) {
     let flags = ["-n", "600", "--warmup", "0s", "--ratio", "1:2", "-c", "3", "-d", "10", "--pipeline", "4"];
-    let (_, run) = measure("http", &target, &flags);
+    let (_, run) = measure("http", target, &flags);
+    assert_eq!(run["target"], target);
     let count = |name: &str| run["counts"][name].as_u64().expect("a count");
     assert_eq!((count("answered"), count("errors")), (600, 0), "{run}");
     // Each PUT had a body of ten bytes; a third of all requests were PUTs, to within a cycle a connection.
@@ -237,9 +257,8 @@ fn http_is_driven_with_bodies_and_statuses() {
     assert!((190..=410).contains(&count("misses")), "every GET is a 404 here: {run}");
 }
 
-fn serve_http(stream: TcpStream, puts: &Sender<usize>) -> Option<()> {
-    let mut writer = stream.try_clone().ok()?;
-    let mut reader = BufReader::new(stream);
+fn serve_http(reader: impl Read, mut writer: impl Write, puts: &Sender<usize>) -> Option<()> {
+    let mut reader = BufReader::new(reader);
     loop {
         let first = read_line(&mut reader)?;
         let mut length = 0;

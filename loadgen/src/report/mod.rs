@@ -413,7 +413,8 @@ fn target_text(plan: &Plan) -> String {
     };
     match &plan.target {
         Target::Tcp(address) => format!("{scheme}://{address}"),
-        Target::Unix(path) => format!("unix://{}", path.display()),
+        Target::Unix(path) if scheme == "resp" => format!("unix://{}", path.display()),
+        Target::Unix(path) => format!("{scheme}+unix://{}", path.display()),
     }
 }
 
