@@ -88,11 +88,13 @@ done
 check "reads find the stream of their token" equal "$status" 200
 curl -sS -X PUT --data-binary 'redis 30' "$MILLRACE_URL/v1/keys/page:note"
 check "and it says what has changed" await grep -q '^data: page%3Anote' "$scratch/stream"
-kill "$stream_pid"
+kill "$stream_pid" && stream_pid=
 for query in '' '?prefix=page%3A'; do
+    # What the one before was told is no answer to this one: it would be killed before it is a curl, and runs the trap then.
+    rm "$scratch/stream"
     curl -sSN "$MILLRACE_URL/v1/invalidations$query" >"$scratch/stream" & stream_pid=$!
     check "a stream without a token: $query" await grep -q '^event: ready' "$scratch/stream"
-    kill "$stream_pid"
+    kill "$stream_pid" && stream_pid=
 done
 # NGINX is told until it has heard, and a file that it does not accept does not stay, whether there was one before or not.
 # follow CHECK: one look by a script of its own; prints what it says. Its RELOAD fails while there is a file `refuse`.
