@@ -79,6 +79,13 @@ pub fn signal(pid: u32, name: &str) -> bool {
     kill(&format!("-{name} {pid}"))
 }
 
+/// Whether a process is stopped by a signal: state T in proc_pid_stat(5).
+pub fn is_stopped(pid: u32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything.
+    text.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
 /// Sends a signal, by name, to all of a group that was started here; whether that worked.
 pub fn signal_group(leader: u32, name: &str) -> bool {
     kill(&format!("-{name} -- -{leader}"))

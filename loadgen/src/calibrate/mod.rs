@@ -411,8 +411,13 @@ impl Bench<'_> {
         let (worked, stopped_for) = std::thread::scope(|scope| {
             let pid = child.0.id();
             let signals = scope.spawn(move || {
+                let begun = Instant::now();
                 std::thread::sleep(STOPPED_AFTER);
                 let sent = system::signal(pid, "STOP");
+                // The signal is on its way when `kill` returns: a server that runs goes on until it has it.
+                while sent && begun.elapsed() < STOPPED_AFTER + STOPPED && !system::is_stopped(pid) {
+                    std::hint::spin_loop();
+                }
                 let stopped_at = Instant::now();
                 std::thread::sleep(STOPPED);
                 // The moment before the signal: what the process was certainly stopped for.
