@@ -320,7 +320,7 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
         {
             return Ok(None);
         }
-        let held = self.held(header.lsn, header.lsn_max);
+        let held = self.held(&view);
         self.can_go_on(id, held, header.lsn_max)?;
         self.is_exact(Some((id, held)))?;
         let hash_seed = self.hash_seed(&view, &path, header.lsn_max)?;
@@ -527,9 +527,12 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
 
     /// The last record that is in a snapshot. Data that came without any (`import-rdb`, `--durability off`) counts as the
     /// first one: before that there is nothing, and a replica that has nothing would be taken for one that has it all.
-    fn held(&self, lsn: Lsn, lsn_max: Lsn) -> Lsn {
-        let is_without = lsn_max == Lsn::ZERO && self.history.first_lsn != Some(Lsn::FIRST);
-        if is_without { Lsn::FIRST } else { lsn }
+    fn held(&self, view: &SnapshotView<Vec<u8>>) -> Lsn {
+        let holds = |shard| meta::summary(view.meta(shard)).is_ok_and(|summary| summary.entries > 0);
+        let is_without = view.header().lsn_max == Lsn::ZERO
+            && self.history.first_lsn != Some(Lsn::FIRST)
+            && (0..view.shards()).any(holds);
+        if is_without { Lsn::FIRST } else { view.header().lsn }
     }
 
     /// Whether the log goes on where a snapshot, which holds all up to a record, ends.

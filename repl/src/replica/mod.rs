@@ -495,7 +495,7 @@ impl Replica {
             _ => Some(self.heard_at.saturating_add(self.settings.timeout_us)),
         };
         let ack = (self.ack_at < u64::MAX && self.acknowledges()).then_some(self.ack_at);
-        let gap = self.reorder.deadline().filter(|_| self.is_live());
+        let gap = self.reorder.deadline().filter(|_| self.repairs());
         [phase, ack, gap, self.reads.deadline()].into_iter().flatten().min()
     }
 

@@ -170,8 +170,13 @@ impl Replica {
         Ok(())
     }
 
+    /// Whether it asks for what datagrams have lost: not while it can take nothing.
+    pub(super) fn repairs(&self) -> bool {
+        self.is_live() && matches!(self.phase, Phase::Streaming) && self.takes_frames()
+    }
+
     pub(super) fn ask_for_repair(&mut self, now: Now) {
-        if !self.is_live() || !matches!(self.phase, Phase::Streaming) || !self.takes_frames() {
+        if !self.repairs() {
             return;
         }
         if let Some(repair) = self.reorder.poll_repair(self.intake.expected(), now.micros) {
