@@ -95,13 +95,15 @@ fn audited(
         let (acknowledge, acknowledged) = mpsc::channel();
         let until = 20 + random.below(60);
         let cut_seed = random.next_u64();
+        let noisy = open_direct(&noise, 0);
+        let opened: Vec<File> = files.iter().map(SlotFile::open).collect();
         let begun = thread::scope(|scope| {
-            for file in &mut files {
+            for (file, open) in files.iter_mut().zip(&opened) {
                 let (seed, acknowledge) = (random.next_u64(), acknowledge.clone());
-                scope.spawn(move || file.write_on(seed, &acknowledge));
+                scope.spawn(move || file.write_on(open, seed, &acknowledge));
             }
             scope.spawn(move || log.write_on(&acknowledge));
-            scope.spawn(|| make_noise(&open_direct(&noise, 0)));
+            scope.spawn(|| make_noise(&noisy));
             let seen = acknowledged.iter().take(until).count();
             assert_eq!(seen, until, "the writers ended before the cut");
             // Right after an acknowledgement is right after a flush, and the cache is empty: a little later.
@@ -114,6 +116,7 @@ fn audited(
             begun
         });
         acknowledgements += until + acknowledged.try_iter().count();
+        drop((noisy, opened));
         heal(disk);
         times.push(begun.elapsed());
         files.iter().for_each(|file| file.audit(&mut findings));

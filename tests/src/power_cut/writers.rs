@@ -63,7 +63,8 @@ impl SlotFile {
         SlotFile { way, path, acknowledged: vec![0; SLOTS], in_flight: None, next: 1 }
     }
 
-    fn open(&self) -> File {
+    /// Opens it, before the disk may go: a thread that comes late would find none.
+    pub fn open(&self) -> File {
         match self.way {
             Way::Direct => open_direct(&self.path, 0),
             Way::DirectDsync => open_direct(&self.path, libc::O_DSYNC),
@@ -87,12 +88,11 @@ impl SlotFile {
     }
 
     /// Writes until the disk is gone, a few slots at a time; tells of each that was acknowledged.
-    pub fn write_on(&mut self, seed: u64, acknowledged: &Sender<()>) {
+    pub fn write_on(&mut self, file: &File, seed: u64, acknowledged: &Sender<()>) {
         let mut random = Random::new(seed);
-        let file = self.open();
         // The first request tidies up what the last cut tore.
         let mut slots = self.in_flight.clone().map_or(0..1, |(slots, _)| slots);
-        while self.put(&file, slots.clone()).is_ok() {
+        while self.put(file, slots.clone()).is_ok() {
             if acknowledged.send(()).is_err() {
                 return;
             }
