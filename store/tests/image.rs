@@ -103,7 +103,7 @@ fn a_flipped_bit_is_never_served() {
             full.map(move |(page, _)| (region, page)).collect::<Vec<_>>()
         })
         .collect();
-    let (mut refused, mut by_operations, mut by_warming) = (0, 0, 0);
+    let (mut refused, mut by_operations, mut by_warming, mut by_checking) = (0, 0, 0, 0);
     for _ in 0..2_000 {
         let (region, page) = match random.below(2) {
             0 => full[random.below(full.len())],
@@ -127,13 +127,18 @@ fn a_flipped_bit_is_never_served() {
         };
         keyspace.keep_effects(true);
         let mut now_has = map.clone();
-        for _ in 0..random.below(400) {
+        let is_checked_first = random.below(4) == 0;
+        while is_checked_first && keyspace.check_step(random.below(1 << 18)) {}
+        assert!(keyspace.damage().is_some() || !is_checked_first, "all of it was looked at");
+        for _ in 0..random.below(400) * usize::from(!is_checked_first) {
             operate(&mut keyspace, &mut now_has, &keys, &mut random);
             if keyspace.damage().is_some() {
                 break;
             }
         }
-        if keyspace.damage().is_some() {
+        if is_checked_first {
+            by_checking += 1;
+        } else if keyspace.damage().is_some() {
             by_operations += 1;
         } else {
             by_warming += 1;
@@ -149,8 +154,41 @@ fn a_flipped_bit_is_never_served() {
         assert_eq!(keyspace.begin_image(NOW).unwrap_err(), ImageRefusal::Damaged);
         dispose(keyspace, NOW);
     }
-    eprintln!("{refused} refused, {by_operations} met by operations, {by_warming} by warming");
-    assert!(refused > 0 && by_operations > 100 && by_warming > 100);
+    eprintln!(
+        "{refused} refused, {by_operations} met by operations, {by_warming} by warming, {by_checking} by checking"
+    );
+    assert!(refused > 0 && by_operations > 100 && by_warming > 100 && by_checking > 100);
+}
+
+/// What came from another server is checked whole before it is served. It stays in the file for then, since moving a gibibyte
+/// takes longer than checking it, and warming has only the moving left to do.
+#[test]
+fn an_image_is_checked_whole_without_being_moved() {
+    let mut random = Random::from_environment();
+    let source = SharedSource::default();
+    let (mut keyspace, map) = filled(&source, &mut random, 4_000);
+    let taking = take(&mut keyspace, NOW);
+    let mut restored = taking.restore(options(), &source, NOW).unwrap();
+    let total = restored.warm_progress().unwrap().total_bytes;
+    let budget = PAGE_BYTES * (1 + random.below(40));
+    let mut before = restored.warm_progress().unwrap().checked_bytes;
+    while restored.check_step(budget) {
+        let checked = restored.warm_progress().unwrap().checked_bytes;
+        assert!(
+            (before + 1..=before + budget as u64).contains(&checked),
+            "{before}, then {checked} of {total}"
+        );
+        before = checked;
+    }
+    let progress = restored.warm_progress().unwrap();
+    assert_eq!((progress.checked_bytes, progress.warmed_bytes, progress.kept_bytes), (total, 0, 0));
+    assert!(!restored.check_step(budget), "there is nothing left to do");
+    while restored.warm_step(1 << 18) {}
+    assert_eq!(restored.warm_progress(), None);
+    restored.check().unwrap();
+    for (key, value) in &map {
+        assert_eq!(restored.get(key, restored.hash(key), NOW).unwrap().value, value);
+    }
 }
 
 /// One operation of any kind; whatever it says without damage must be right.

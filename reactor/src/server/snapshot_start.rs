@@ -701,20 +701,33 @@ impl<L: LogSource, S: SnapshotSource> Start<'_, L, S> {
 
     /// Has all pages checked and moved.
     fn warm(&mut self, keyspaces: &mut [Keyspace], bytes: u64) -> Result<(), image::Damage> {
+        // What is left when nothing is in the file any more is put in order while serving.
+        let step =
+            |keyspace: &mut Keyspace| keyspace.warm_step(STEP_BYTES) && keyspace.warm_progress().is_some();
+        self.read_all(keyspaces, bytes, &step)
+    }
+
+    /// Has all pages checked. They are served from the file, and moved, when shards have the time.
+    fn check(&mut self, keyspaces: &mut [Keyspace], bytes: u64) -> Result<(), image::Damage> {
+        self.read_all(keyspaces, bytes, &|keyspace| keyspace.check_step(STEP_BYTES))
+    }
+
+    fn read_all(
+        &mut self,
+        keyspaces: &mut [Keyspace],
+        bytes: u64,
+        step: &(dyn Fn(&mut Keyspace) -> bool + Sync),
+    ) -> Result<(), image::Damage> {
         let (done, at_work) = (AtomicU64::new(0), AtomicUsize::new(keyspaces.len()));
         scope(|scope| {
             for keyspace in keyspaces.iter_mut() {
                 let (done, at_work) = (&done, &at_work);
                 scope.spawn(move || {
                     let mut before = 0;
-                    while keyspace.warm_step(STEP_BYTES) {
-                        let warmed = keyspace.warm_progress().map_or(0, |progress| progress.checked_bytes);
-                        done.fetch_add(warmed.saturating_sub(before), Relaxed);
-                        before = warmed;
-                        if keyspace.warm_progress().is_none() {
-                            // What is left is put in order while serving.
-                            break;
-                        }
+                    while step(keyspace) {
+                        let checked = keyspace.warm_progress().map_or(0, |progress| progress.checked_bytes);
+                        done.fetch_add(checked.saturating_sub(before), Relaxed);
+                        before = checked;
                     }
                     at_work.fetch_sub(1, Relaxed);
                 });

@@ -24,6 +24,15 @@ pub(super) struct Region {
     pub left: usize,
 }
 
+impl Region {
+    /// The first page that is unchecked; the region's end where none is.
+    pub(super) fn first_unchecked(&self) -> usize {
+        let word = self.unchecked.iter().position(|&word| word != 0);
+        let page = word.map(|word| word * 64 + self.unchecked[word].trailing_zeros() as usize);
+        page.unwrap_or(self.info.bytes / PAGE_BYTES)
+    }
+}
+
 /// The regions of an image a keyspace lives on.
 pub(crate) struct Unchecked {
     check: Box<dyn PageCheck + Send>,
@@ -105,6 +114,13 @@ impl Unchecked {
             looked_at += 1;
         }
         Ok(looked_at)
+    }
+
+    /// The first region of which a page is unchecked.
+    pub(super) fn next_with_work(&mut self) -> Option<usize> {
+        let past = &mut self.warm.checked_regions;
+        *past += self.regions[*past..].iter().take_while(|region| region.left == 0).count();
+        (*past < self.regions.len()).then_some(*past)
     }
 
     /// Regions of which no page was checked yet.

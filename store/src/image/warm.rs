@@ -6,6 +6,8 @@
 //! what dies in them is listed when they have moved. A slab of the index is copied in one go, two mebibytes. Where the source
 //! has no memory, a region stays in the file, which is slower to write to but as good. At the end the free lists are joined
 //! and everything is as if there had been no restart.
+//!
+//! [`check_step`](Keyspace::check_step) is the first half of it alone.
 
 use super::{PAGE_BYTES, RegionKind};
 use crate::keyspace::Keyspace;
@@ -15,6 +17,8 @@ use crate::keyspace::Keyspace;
 pub(crate) struct Warming {
     region: usize,
     page: usize,
+    /// All pages of so many regions, the first ones, are checked.
+    pub checked_regions: usize,
     /// Of the region that is being copied: where to, and how much is there.
     copy: Option<(&'static mut [u8], usize)>,
     pub total_bytes: u64,
@@ -37,6 +41,29 @@ pub struct WarmProgress {
 }
 
 impl Keyspace {
+    /// Goes on checking, with about `budget_bytes`, and moves nothing: for who must know that all of the image is right before
+    /// anybody is served from it. To be called before the first operation and before [`warm_step`](Keyspace::warm_step), which
+    /// then finds nothing to check. True: there is more to do.
+    pub fn check_step(&mut self, budget_bytes: usize) -> bool {
+        let mut budget = (budget_bytes / PAGE_BYTES).max(1);
+        while budget > 0 && self.damage.is_none() {
+            let Some(unchecked) = &mut self.unchecked else { return false };
+            let Some(at) = unchecked.next_with_work() else { return false };
+            let info = unchecked.regions[at].info;
+            let memory = match info.kind {
+                RegionKind::Index => self.index.slab_memory(info.number as usize),
+                RegionKind::Segment | RegionKind::Span => self.arena.memory(info.number as usize),
+            };
+            let page = unchecked.regions[at].first_unchecked();
+            let end = (info.bytes / PAGE_BYTES).min(page + budget);
+            match unchecked.check_pages(at, memory, page..=end - 1) {
+                Ok(looked_at) => budget = budget.saturating_sub(looked_at),
+                Err(damage) => return self.note_damage(damage),
+            }
+        }
+        self.damage.is_none()
+    }
+
     /// Goes on warming, with about `budget_bytes` of checking or copying, or one slab of the index. True: there is more to do.
     pub fn warm_step(&mut self, budget_bytes: usize) -> bool {
         let mut budget = budget_bytes.max(PAGE_BYTES);

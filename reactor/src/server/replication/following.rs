@@ -495,7 +495,7 @@ impl Worker {
         self.upstream.install = Some((name, lineage));
         self.upstream.is_installing = true;
         let (teller, bell) = (self.teller.clone(), Arc::clone(&self.bell));
-        let (seeds, core) = (self.seeds.clone(), self.helper_core);
+        let (seeds, core, is_kept) = (self.seeds.clone(), self.helper_core, self.log.is_some());
         let work = move || {
             let mut recovery = RecoveryOptions::new(0);
             recovery.from = Lsn::FIRST;
@@ -507,7 +507,8 @@ impl Worker {
                 now: crate::clock::SystemClock::new().now(),
             };
             let mut say = |line: &str| eprintln!("millrace: replication: {line}");
-            let _ = teller.send(Event::Loaded(received::load(&directory, id, core, &wishes, &mut say)));
+            let _ =
+                teller.send(Event::Loaded(received::load(&directory, id, is_kept, core, &wishes, &mut say)));
             bell.ring();
         };
         if let Err(error) = std::thread::Builder::new().name("replica-load".into()).spawn(work) {

@@ -1,7 +1,8 @@
 //! A snapshot that came from another server, read whole and made into keyspaces of this one.
 //!
 //! Unlike a start it has no log beside it, and is not served from where it lies before all of it was checked: what is not
-//! what the primary wrote must be found before it takes the place of anything.
+//! what the primary wrote must be found before it takes the place of anything. Then it is served from there like any other,
+//! and moves into memory behind the traffic.
 
 use super::{LogOnDisk, Origin, Start, Unusable, Wishes, failed, name, regions};
 use crate::io::log_files::LogDirectory;
@@ -24,10 +25,12 @@ pub(in crate::server) struct Received {
     pub(in crate::server) unix_us: u64,
 }
 
-/// Reads it. The error says what is wrong with it.
+/// Reads it. The error says what is wrong with it. `is_kept`: it will be what the next start begins with, so it is flushed; else
+/// it goes as soon as its pages have moved into memory, and nobody waits for the disk.
 pub(in crate::server) fn load(
     directory: &Path,
     id: SnapshotId,
+    is_kept: bool,
     helper_core: Option<usize>,
     wishes: &Wishes<'_>,
     report: &mut dyn FnMut(&str),
@@ -53,11 +56,13 @@ pub(in crate::server) fn load(
     let bytes: u64 = regions.iter().flatten().map(|range| range.end - range.start).sum();
     let mut keyspaces = start.keyspaces(&file, &origin, &regions, hash_seed).map_err(said)?;
     if wishes.seeds.len() == keyspaces.len() {
-        start.warm(&mut keyspaces, bytes).map_err(|damage| origin.describe(&damage))?;
+        start.check(&mut keyspaces, bytes).map_err(|damage| origin.describe(&damage))?;
     } else {
         let dealt = start.partition_again(keyspaces, &origin, hash_seed);
         keyspaces = dealt.map_err(|error| error.to_string())??;
     }
-    source.flush(&file).map_err(|error| failed(&origin.path, "flushing", error).to_string())?;
+    if is_kept {
+        source.flush(&file).map_err(|error| failed(&origin.path, "flushing", error).to_string())?;
+    }
     Ok(Received { keyspaces, lsns, uid: header.uid, unix_us: header.unix_us })
 }
