@@ -589,6 +589,23 @@ fn what_came_without_a_log_reaches_replicas() {
     }
 }
 
+/// Found by the test before this one, which failed now and then: while a server is still being read in it can take no snapshot,
+/// and whoever needed one was sent away with advice about the disk, again and again until that was over.
+#[test]
+fn a_replica_that_comes_while_data_is_read_in_waits_for_it() {
+    let scratch = Scratch::new("repl-read-in");
+    let mut primary = Node::new(&scratch, "primary", "2").with(&["--warm-rate", "4mb"]);
+    fill_without_log(&mut primary, 500);
+    primary.start();
+    let mut replica = Node::new(&scratch, "replica", "2");
+    replica.follow(&primary).start();
+    primary.running.as_ref().unwrap().heard(&["a replica waits for a snapshot"]);
+    same(&primary, &replica);
+    assert_eq!(number(&mut primary.client(), "sync_full"), 1);
+    let said: Vec<String> = replica.running.as_ref().unwrap().messages.try_iter().collect();
+    assert!(said.iter().all(|line| !line.contains(" ends: ")), "{said:#?}");
+}
+
 /// The same behind records that replicas have: what a server without a log wrote is in no record.
 #[test]
 fn what_a_server_without_a_log_changed_reaches_replicas() {

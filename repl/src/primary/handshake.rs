@@ -86,7 +86,6 @@ impl Primary {
                 if let Some(link) = self.links.get_mut(&id) {
                     link.phase = Phase::Choosing { is_asked: false };
                 }
-                self.counters.full_syncs += 1;
                 Ok(())
             }
         }
@@ -189,6 +188,7 @@ impl Primary {
         }
         // Only of the very same file are the bytes that it has the first bytes.
         let offset = hello.partial.filter(|(partial, _)| *partial == name).map_or(0, |(_, bytes)| bytes);
+        self.counters.full_syncs += 1;
         self.counters.resumed_syncs += u64::from(offset > 0);
         self.welcome(id, name.lsn.next(), Some((name, offset)));
         if let Some(link) = self.links.get_mut(&id) {
@@ -227,7 +227,6 @@ impl Primary {
         if let Some(hello) = link.and_then(|link| link.hello.as_ref())
             && let Decision::From(first) = self.decide(hello)
         {
-            self.counters.full_syncs -= 1;
             return self.stream_from(id, first, now.micros);
         }
         self.refuse(

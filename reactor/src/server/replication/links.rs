@@ -99,6 +99,8 @@ pub(super) struct Finding {
     partial: Option<SnapshotName>,
     /// One was asked for when so many had been completed.
     asked: Option<u64>,
+    /// None was asked for since, because data was still being read in.
+    has_waited: bool,
     attempts: u32,
 }
 
@@ -323,7 +325,7 @@ impl Worker {
             }
             Action::ReadLog { link, from, until, bytes_max } => self.read_log(link, from, until, bytes_max),
             Action::FindSnapshot { link, partial } => {
-                self.finding.push(Finding { link, partial, asked: None, attempts: 0 });
+                self.finding.push(Finding { link, partial, asked: None, has_waited: false, attempts: 0 });
                 self.look_for_snapshots();
             }
             Action::ReadSnapshot { link, name, offset, length } => {
@@ -368,15 +370,18 @@ impl Worker {
             if is_news && self.offer_snapshot(&finding) {
                 continue;
             }
-            if !status.is_claimed() {
-                if finding.attempts == 2 || (finding.asked.is_some() && finding.asked == Some(completed)) {
-                    let why = match status.is_warming() {
-                        true => "this node is still being read in, and cannot take one yet",
-                        false => "none could be taken; its log says why",
-                    };
+            if !status.is_claimed() && status.is_warming() {
+                // Until that is over, which it soon is, none can be taken.
+                (finding.asked, finding.has_waited) = (Some(completed), true);
+                self.say_once("a replica waits for a snapshot: data is still being read in".into());
+            } else if !status.is_claimed() {
+                let was_refused = finding.asked == Some(completed) && !finding.has_waited;
+                if finding.attempts == 2 || was_refused {
+                    let why = "none could be taken; its log says why";
                     self.primary.handle_no_snapshot(finding.link, why, now);
                     continue;
                 }
+                finding.has_waited = false;
                 let takes = self.snapshots.as_ref().is_some_and(|snapshots| snapshots.take());
                 if takes {
                     finding.attempts += 1;
