@@ -714,11 +714,18 @@ impl LogReader {
     fn make_end(&self, index: usize, offset: u64, tail: Tail) -> EndOfLog {
         let last = self.segments.last().map(|segment| segment.header);
         let is_natural = matches!(tail, Tail::Closed | Tail::Open { .. });
+        let witness = |index| self.is_witness(index);
+        let last_witness = (0..self.segments.len()).rfind(|&index| witness(index));
         let known = |(index, segment): (usize, &Segment)| KnownSegment {
             sequence: segment.header.sequence,
             length: segment.header.length,
-            first_lsn: segment.first.map(|first| first.first_whole_lsn()),
-            is_empty: is_natural && self.is_empty(index),
+            first_lsn: match segment.first {
+                Some(first) => Some(first.first_whole_lsn()),
+                None => witness(index).then_some(segment.header.epoch_first_lsn),
+            },
+            // One before an epoch without a block is let go of by a snapshot only: that epoch does not say yet that what is
+            // before it is durable.
+            is_empty: is_natural && last_witness.is_none_or(|last| index > last) && self.is_empty(index),
         };
         EndOfLog {
             // What a snapshot holds is not numbered again, even if the log ends before.
@@ -747,6 +754,16 @@ impl LogReader {
             Some(next) => next.first_lsn() == Some(first) && !next.begins_within(),
             None => first == self.expected,
         }
+    }
+
+    /// Whether a segment without a block is all that says that its epoch has begun, and what that epoch dropped: it stays
+    /// until a later one has a durable block.
+    fn is_witness(&self, index: usize) -> bool {
+        let Segment { header: SegmentHeader { epoch, .. }, ref first, .. } = self.segments[index];
+        let says_so = |(other, segment): (usize, &Segment)| {
+            segment.header.epoch == epoch && (other < index || segment.first.is_some())
+        };
+        epoch > Epoch::FIRST && first.is_none() && !self.segments.iter().enumerate().any(says_so)
     }
 
     fn damaged(&self, kind: DamageKind, expected: String, found: String) -> Damage {

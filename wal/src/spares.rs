@@ -44,7 +44,7 @@ pub struct KnownSegment {
     /// Bytes of the file.
     pub length: u64,
     /// The first record that begins in it or later: not one whose beginning is in the segment before. `None`
-    /// if it holds no block.
+    /// if it holds no block, and is not needed to say that its epoch has begun.
     pub first_lsn: Option<Lsn>,
     /// It holds blocks, but nothing of a record that counts: marks of runs that wrote nothing, or what was cut.
     pub is_empty: bool,

@@ -8,6 +8,7 @@ mod disk;
 use disk::{Disk, Random, assert_same, checksum, read};
 use wal::group_commit::{FlushPolicy, GroupCommit, Refused, Settings, Start, WriteMode};
 use wal::lsn::Lsn;
+use wal::operation::Errno;
 use wal::reader::{ReadOptions, Until};
 use wal::record::Batch;
 
@@ -28,6 +29,8 @@ struct Run {
     refused_full: usize,
     cut_records: usize,
     idle_restarts: usize,
+    /// Epochs begun by going back whose first block failed; `None`: none is made to.
+    failed_epochs: Option<usize>,
 }
 
 fn settings(random: &mut Random) -> Settings {
@@ -73,6 +76,7 @@ impl Run {
             refused_full: 0,
             cut_records: 0,
             idle_restarts: 0,
+            failed_epochs: None,
         }
     }
 
@@ -226,7 +230,13 @@ impl Run {
         } else {
             self.restart(Until::UnixMicros(self.appended[last as usize - 1].0));
         }
-        // It counts from when the new epoch is durable.
+        // It counts from when the new epoch is durable: from when its first segment has its name, even if its first block fails.
+        if let Some(failed) = &mut self.failed_epochs
+            && self.random.chance(50)
+        {
+            *failed += 1;
+            self.disk.fail_next = Some((disk::Kind::WriteBlock, Errno::EIO));
+        }
         self.settle();
         self.disk.errors = errors;
     }
@@ -327,26 +337,28 @@ fn acknowledged_records_survive_and_nothing_is_invented() {
         }
     };
     eprintln!("MILLRACE_SEED={first} and the {runs} runs from there");
-    let (mut crashes, mut failures, mut full, mut cut, mut records, mut recycled, mut idle) =
-        (0, 0, 0, 0, 0, 0, 0);
+    let (mut crashes, mut failures, mut full, mut cut, mut records, mut recycled, mut idle, mut epochs) =
+        (0, 0, 0, 0, 0, 0, 0, 0);
     for seed in first..first + runs {
         let mut run = Run::new(seed);
+        run.failed_epochs = Some(0);
         run.steps(400);
         crashes += run.crashes;
         failures += run.failures;
         full += run.refused_full;
         cut += run.cut_records;
         idle += run.idle_restarts;
+        epochs += run.failed_epochs.unwrap_or(0);
         records += run.appended.len();
         recycled += run.disk.completed.iter().filter(|kind| **kind == disk::Kind::Rename).count();
     }
     eprintln!(
         "{crashes} crashes, {failures} failures, {full} refused for space, {cut} records cut, {records} kept, {recycled} renames, \
-         {idle} starts without writes"
+         {idle} starts without writes, {epochs} epochs whose first block failed"
     );
     if runs >= 100 {
         assert!(
-            crashes > 500 && failures > 10 && full > 10 && cut > 100 && idle > 100,
+            crashes > 500 && failures > 10 && full > 10 && cut > 100 && idle > 100 && epochs > 100,
             "the runs are too tame to prove anything"
         );
     }
