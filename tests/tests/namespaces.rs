@@ -8,10 +8,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tests::hosts::{Client, Host, Network, Node, PATIENCE};
 use tests::oracle::target::millrace_binary;
+use tests::proxy::{ask, start_proxy};
 use tests::random::{self, Random};
 use tests::runner::{self, Skipped};
 
@@ -413,91 +413,7 @@ fn a_full_sync_while_clients_write() -> Outcome {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// NGINX with the configuration of docs/nginx, followed by its script.
-
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let _ = self.0.wait();
-    }
-}
-
-/// NGINX and follow-primary.sh on the proxy's host; returns the address of the former.
-fn start_proxy(cluster: &Cluster) -> Result<(SocketAddr, Program, Program), Skipped> {
-    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
-    let Some(nginx) = nginx else {
-        return Err(Skipped("nginx is not installed".into()));
-    };
-    let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/nginx");
-    let home = cluster.directory.0.join("nginx");
-    fs::create_dir_all(&home).expect("a directory for NGINX");
-    let host = cluster.host(PROXY);
-    let site = fs::read_to_string(documents.join("millrace.conf")).expect("the documented configuration");
-    let site = site.replace("listen 127.0.0.1:8088", &format!("listen {}:8088", host.address));
-    fs::write(home.join("site.conf"), site).expect("written");
-    fs::write(
-        home.join("nginx.conf"),
-        "pid nginx.pid; error_log error.log; worker_processes 1; events {}\nhttp { access_log off;\n\
-         client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;\n\
-         scgi_temp_path scgi; include site.conf; }\n",
-    )
-    .expect("written");
-    let base = format!("{nginx} -p {} -c nginx.conf", home.display());
-    let nodes: Vec<String> = [PRIMARY, REPLICAS[0], REPLICAS[1]]
-        .iter()
-        .map(|&at| format!("{}:8080", cluster.host(at).address))
-        .collect();
-    let follow = |once: &str| {
-        let mut command = host.command(documents.join("follow-primary.sh"));
-        command
-            .args(&nodes)
-            .env("UPSTREAMS", home.join("millrace-upstreams.conf"))
-            .env("CHECK", format!("{base} -q -t"))
-            .env("RELOAD", if once.is_empty() { format!("{base} -s reload") } else { "true".into() })
-            .env("INTERVAL", "0.1")
-            .env("ONCE", once);
-        command
-    };
-    let end = Instant::now() + PATIENCE;
-    while !home.join("millrace-upstreams.conf").exists() {
-        assert!(Instant::now() < end, "no node is a primary");
-        assert!(follow("1").status().expect("the script runs").success());
-    }
-    let arguments: Vec<&str> = base.split(' ').collect();
-    let proxy = host.command(arguments[0]).args(&arguments[1..]).args(["-g", "daemon off;"]).spawn();
-    let proxy = Program(proxy.expect("NGINX can be started"));
-    let follower = Program(follow("").stdout(Stdio::null()).spawn().expect("the script can be started"));
-    Ok(((host.address, 8088).into(), proxy, follower))
-}
-
-/// An answer: its status, its token, its body.
-#[derive(Clone, Debug, Default)]
-struct Answer {
-    status: u16,
-    token: Option<String>,
-    body: String,
-}
-
-/// One request on a connection of its own.
-fn ask(proxy: SocketAddr, method: &str, key: &str, body: &str, token: Option<&str>) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&proxy, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let field = token.map_or_else(String::new, |token| format!("X-Millrace-LSN: {token}\r\n"));
-    let length = body.len();
-    write!(
-        stream,
-        "{method} /v1/keys/{key} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\nContent-Length: {length}\r\n{field}\r\n{body}"
-    )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, body) =
-        text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("cut off: {text:?}")))?;
-    let status = head.get(9..12).and_then(|digits| digits.parse().ok()).unwrap_or_default();
-    let token = head.lines().find_map(|line| line.strip_prefix("X-Millrace-LSN: ")).map(str::to_string);
-    Ok(Answer { status, token, body: body.to_string() })
-}
+// Through NGINX.
 
 /// What one client saw through the proxy.
 #[derive(Debug, Default)]
@@ -541,7 +457,9 @@ fn write_and_read(proxy: SocketAddr, writer: u64, stop: &AtomicBool) -> Seen {
 
 fn reads_through_nginx_see_what_was_written() -> Outcome {
     let mut cluster = Cluster::started("nginx", 5)?;
-    let (proxy, _nginx, _follower) = start_proxy(&cluster)?;
+    let nodes = [PRIMARY, REPLICAS[0], REPLICAS[1]].map(|at| cluster.host(at));
+    let home = cluster.directory.0.join("nginx");
+    let (proxy, _nginx, _follower) = start_proxy(cluster.host(PROXY), &nodes, &home)?;
     cluster.agree(PRIMARY, &REPLICAS);
     let stop = Arc::new(AtomicBool::new(false));
     let host = cluster.host(CLIENTS).clone();
