@@ -723,3 +723,26 @@ fn two_replicas_of_one_name_are_told_so_and_wait() {
     same(&primary, &one);
     same(&primary, &two);
 }
+
+/// As Redis shows it: whom the server follows now, whoever that was at the start, and whatever was written on the command line.
+#[test]
+fn config_get_replicaof_shows_whom_the_server_follows_now() {
+    let scratch = Scratch::new("repl-config");
+    let mut primary = Node::new(&scratch, "primary", "1");
+    primary.start();
+    let mut replica = Node::new(&scratch, "replica", "2");
+    replica.follow(&primary).start();
+    let shown = || replica.client().bulk("CONFIG GET replicaof");
+    assert_eq!(shown(), format!("replicaof 127.0.0.1 {}", primary.port));
+    assert_eq!(replica.client().ask("REPLICAOF localhost 7"), "+OK");
+    assert_eq!(shown(), "replicaof localhost 7");
+    assert_eq!(replica.client().bulk("CONFIG GET replica?f"), "replicaof localhost 7");
+    assert_eq!(replica.client().ask("REPLICAOF NO ONE"), "+OK");
+    assert_eq!(shown(), "replicaof ");
+    assert_eq!(primary.client().bulk("CONFIG GET replicaof"), "replicaof ");
+    assert_eq!(primary.client().ask(&format!("REPLICAOF 127.0.0.1 {}", replica.port)), "+OK");
+    assert_eq!(
+        primary.client().bulk("CONFIG GET replicaof"),
+        format!("replicaof 127.0.0.1 {}", replica.port)
+    );
+}

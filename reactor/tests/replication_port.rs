@@ -6,6 +6,8 @@
 mod nodes;
 #[allow(dead_code, reason = "each suite uses its part")]
 mod process;
+#[allow(dead_code, reason = "each suite uses its part")]
+mod snapshots;
 
 use nodes::*;
 use process::*;
@@ -14,9 +16,11 @@ use repl::fault::{Fault, Reason};
 use repl::frame::preamble_of;
 use repl::identity::{NodeId, Now};
 use repl::lineage::{BranchId, Lineage};
+use repl::message::SnapshotName;
 use repl::primary::{Action, LinkId, Primary, PrimaryStart, ReplicaState};
 use repl::secret::Secret;
 use repl::settings::PrimarySettings;
+use snapshot::format::Header;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,6 +28,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use store::mutation::Mutation;
 use store::value::Encoding;
+use wal::block::PAGE_BYTES;
 use wal::checksum::Checksum;
 use wal::lsn::{Epoch, Lsn};
 use wal::record::Record;
@@ -193,18 +198,25 @@ struct Puppet {
     links: u64,
     closed: Vec<Fault>,
     payloads: Vec<Vec<u8>>,
+    /// What it gives to replicas that need everything: its name, its shards, the file.
+    snapshot: Option<(SnapshotName, u32, Vec<u8>)>,
 }
 
 impl Puppet {
     fn new(secret: &[u8], lineage: Lineage) -> Puppet {
+        Puppet::behind(secret, lineage, Lsn::ZERO)
+    }
+
+    /// One whose log begins behind this record.
+    fn behind(secret: &[u8], lineage: Lineage, gone: Lsn) -> Puppet {
         let start = PrimaryStart {
             node: NodeId([200; 16]),
             secret: Secret::new(secret),
             stream: 1,
             salt: [7; 16],
             lineage,
-            durable_lsn: Lsn::ZERO,
-            log_first_lsn: Some(Lsn::FIRST),
+            durable_lsn: gone,
+            log_first_lsn: Some(gone.next()),
             is_serving: true,
         };
         Puppet {
@@ -213,7 +225,8 @@ impl Puppet {
             stream: None,
             links: 0,
             closed: Vec::new(),
-            payloads: Vec::new(),
+            payloads: (1..=gone.0).map(payload).collect(),
+            snapshot: None,
         }
     }
 
@@ -223,8 +236,14 @@ impl Puppet {
 
     /// The next who does not ask where replicas connect: it is told that it is here, and comes.
     fn meet(listener: &TcpListener) -> TcpStream {
+        let end = Instant::now() + PATIENCE;
+        listener.set_nonblocking(true).unwrap();
         loop {
-            let (mut stream, _) = listener.accept().unwrap();
+            let Ok((mut stream, _)) = listener.accept() else {
+                assert!(Instant::now() < end, "nobody comes");
+                std::thread::yield_now();
+                continue;
+            };
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut first = [0];
             if stream.peek(&mut first).unwrap() == 1 && first[0] != b'*' {
@@ -260,8 +279,16 @@ impl Puppet {
                     let wanted = wanted.map(|(lsn, payload)| Record { lsn, unix_us: 5, payload });
                     self.primary.handle_log_records(link, wanted);
                 }
-                Action::FindSnapshot { link, .. } => {
-                    self.primary.handle_no_snapshot(link, "a puppet has none", now())
+                Action::FindSnapshot { link, .. } => match &self.snapshot {
+                    None => self.primary.handle_no_snapshot(link, "a puppet has none", now()),
+                    Some((name, shards, _)) => {
+                        self.primary.handle_snapshot_found(link, *name, *shards, now().micros).unwrap();
+                    }
+                },
+                Action::ReadSnapshot { link, offset, length, .. } => {
+                    let (_, _, file) = self.snapshot.as_ref().unwrap();
+                    let part = &file[offset as usize..][..length];
+                    self.primary.handle_snapshot_bytes(link, offset, part, now());
                 }
                 _ => {}
             }
@@ -295,7 +322,12 @@ impl Puppet {
     /// So many more records become durable; they are sent with the next action.
     fn writes(&mut self, count: usize) {
         let from = self.payloads.len() as u64;
-        self.payloads.extend((from + 1..).take(count).map(payload));
+        self.writes_these((from + 1..).take(count).map(payload).collect());
+    }
+
+    fn writes_these(&mut self, payloads: Vec<Vec<u8>>) {
+        let from = self.payloads.len() as u64;
+        self.payloads.extend(payloads);
         let records = self.payloads.iter().zip(1u64..).skip(from as usize);
         let records = records.map(|(payload, lsn)| Record { lsn: Lsn(lsn), unix_us: 5, payload });
         self.primary.handle_durable(records, Lsn(self.payloads.len() as u64), now());
@@ -426,4 +458,94 @@ fn behind_a_failure_nothing_more_is_taken() {
     replica.start();
     assert_eq!(replica.client().ask("DBSIZE"), ":3");
     assert_eq!(replica.client().ask("EXISTS puppet:4"), ":0");
+}
+
+/// Found in review: FLUSHALL between the records at which the shards of a primary stood when they went into its snapshot. A
+/// replica with another number of shards, which has dealt the keys anew, could not tell which of them it removes, and
+/// ended.
+#[test]
+fn all_keys_go_while_a_snapshot_is_taken_that_other_shards_begin_with() {
+    const CLEARED: u64 = 200;
+    let there = snapshots::Folder::new("resharded");
+    let mut clear = Vec::new();
+    Mutation::Clear.encode(&mut clear);
+    let mut records: Vec<Vec<u8>> = (1..=300).map(payload).collect();
+    records[CLEARED as usize - 1] = clear;
+    snapshots::new_log(&there.0, &records);
+    let history = lineage(&[(1, 1)]);
+    // One part from before, and one from behind that; each lacks some records.
+    let lsns = [100, 250, 150];
+    let id = snapshots::take_under(&there.0, &lsns, history.latest().map(|branch| branch.epoch));
+    let file = fs::read(snapshots::path_of(&there.0, id)).unwrap();
+    let header = Header::decode("it", &file[..PAGE_BYTES], checksum()).unwrap();
+    let name = SnapshotName {
+        epoch: header.epoch.0,
+        lsn: header.lsn,
+        lsn_max: header.lsn_max,
+        uid: header.uid,
+        length: header.length,
+    };
+    assert_eq!((name.lsn, name.lsn_max), (Lsn(100), Lsn(250)));
+    for (shards, durability) in [("1", "always"), ("2", "off"), ("3", "always"), ("4", "always")] {
+        let scratch = Scratch::new(&format!("repl-resharded-{shards}"));
+        let mut puppet = Puppet::behind(b"", history.clone(), name.lsn);
+        puppet.snapshot = Some((name, lsns.len() as u32, file.clone()));
+        puppet.writes_these(records[name.lsn.0 as usize..].to_vec());
+        let mut replica = Node::new(&scratch, "replica", shards);
+        replica.durability = durability;
+        replica.follow_port(puppet.port()).start();
+        puppet.has_a_replica_with_all();
+        let mut client = replica.client();
+        assert_eq!(number(&mut client, "replica_full_syncs"), 1);
+        eventually(|| client_info(&replica), || client.ask("DBSIZE") == format!(":{}", 300 - CLEARED));
+        for lsn in 1..=300 {
+            let expected = if lsn > CLEARED { ":1" } else { ":0" };
+            assert_eq!(client.ask(&format!("EXISTS puppet:{lsn}")), expected, "{lsn}, {shards} shards");
+        }
+        puppet.writes(5);
+        puppet.has_a_replica_with_all();
+        assert_eq!(client.ask("DBSIZE"), format!(":{}", 305 - CLEARED));
+    }
+}
+
+/// Found where nodes are started together: who asks a server that begins to serve was told that it takes no replicas, and a
+/// replica, that it is a primary.
+#[test]
+fn the_first_who_ask_a_server_are_told_what_it_is() {
+    let scratch = Scratch::new("repl-first");
+    let mut primary = Node::new(&scratch, "primary", "2");
+    let mut replica = Node::new(&scratch, "replica", "1");
+    replica.follow(&primary);
+    for node in [&mut primary, &mut replica] {
+        for _ in 0..5 {
+            // It listens before it serves: whoever asks then is answered first.
+            let (port, replicas) = (node.port, node.replicas);
+            let asks = std::thread::spawn(move || {
+                let end = Instant::now() + PATIENCE;
+                let mut crowd: Vec<TcpStream> = Vec::new();
+                loop {
+                    // The thread has others to see to first.
+                    crowd.extend(
+                        TcpStream::connect(("127.0.0.1", replicas)).ok().filter(|_| crowd.len() < 50),
+                    );
+                    if crowd.len() == 50
+                        && let Ok(stream) = TcpStream::connect(("127.0.0.1", port))
+                    {
+                        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                        let mut client = Client(stream);
+                        let told = client.ask("REPLCONF replication-port");
+                        let role = client.ask("ROLE");
+                        return (told, role, client.line(), client.line());
+                    }
+                    assert!(Instant::now() < end);
+                }
+            });
+            node.start();
+            let (told, role, _, name) = asks.join().unwrap();
+            assert!(told.starts_with(&format!("+REPLICATION {replicas} ")), "{told}, and it is {replicas}");
+            let expected = if node.more.is_empty() { ("*3", "master") } else { ("*5", "slave") };
+            assert_eq!((role.as_str(), name.as_str()), expected);
+            node.kill();
+        }
+    }
 }

@@ -17,6 +17,7 @@
 //! many bytes. The two low bits of the flags are the value's [`Encoding`]. Effects follow one another without a gap.
 
 use crate::expiry::Expiry;
+use crate::image::restore::LiveCursor;
 use crate::keyspace::{KeyHash, Keyspace, StoreError};
 use crate::time::Now;
 use crate::value::Encoding;
@@ -96,6 +97,10 @@ impl core::fmt::Display for Malformed {
 /// How many effects' keys are fetched together.
 const AHEAD: usize = 32;
 const _: () = assert!(AHEAD <= u64::BITS as usize, "a batch is a word of flags");
+
+/// Bytes of removals that are gathered before they happen, and of records walked between two looks at that.
+const REMOVALS_BYTES: usize = 16 << 20;
+const WALK_BYTES: usize = 1 << 20;
 
 /// An effect that could not be made happen; those before it were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +236,29 @@ impl Keyspace {
         let applied = self.apply_batches(effects, now);
         self.applying_ms = 0;
         applied
+    }
+
+    /// Removes the keys for which this holds, whatever their time: [`Mutation::Clear`] of a part.
+    pub fn clear_where(&mut self, goes: &dyn Fn(&[u8]) -> bool, now: Now) -> Result<(), NotApplied> {
+        loop {
+            let (mut removals, mut at) = (Vec::new(), Some(LiveCursor::START));
+            // At the beginning of time nothing has expired.
+            while let Some(cursor) = at.filter(|_| removals.len() < REMOVALS_BYTES) {
+                at = self.for_each_live(cursor, WALK_BYTES, Now::default(), &mut |key, _| {
+                    if goes(key) {
+                        Mutation::Remove { key }.encode(&mut removals);
+                    }
+                });
+            }
+            if self.damage().is_some() {
+                return Err(NotApplied { at: 0, why: WhyNot::Refused(StoreError::Damaged) });
+            }
+            if removals.is_empty() {
+                return Ok(());
+            }
+            // Slots that are free are joined: the walk begins anew behind it.
+            self.apply_all(&removals, now)?;
+        }
     }
 
     fn apply_batches(&mut self, effects: &[u8], now: Now) -> Result<(), NotApplied> {

@@ -19,6 +19,7 @@ use crate::engine::{Engine, Shared};
 use crate::journal::Journal;
 use crate::keyspace::Keyspace;
 use crate::session::Durability;
+use crate::shards::{Place, ShardSet};
 use crate::time::Now;
 use alloc::boxed::Box;
 use alloc::format;
@@ -198,10 +199,29 @@ impl ReplicationState {
 /// Effects for one shard, of records one behind the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Portion {
+    /// What goes before the effects happen.
+    pub cleared: Option<Cleared>,
     /// The effects; see [`crate::mutation`].
     pub effects: Vec<u8>,
     /// The last record they belong to, or that came after them and had nothing for this shard.
     pub last_lsn: u64,
+}
+
+/// All keys that some shards of a primary had: they were removed there while others were in a snapshot already that was taken
+/// behind it. What of them is on a shard here depends on how many shards there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cleared {
+    /// How many shards there were.
+    pub count: usize,
+    /// Those whose keys go.
+    pub shards: ShardSet,
+}
+
+impl Cleared {
+    /// Whether a key goes.
+    pub fn has(self, key: &[u8]) -> bool {
+        self.shards.contains(Place { index: 0, count: self.count }.shard_of(key))
+    }
 }
 
 /// Where a shard takes what was dealt to it.
@@ -384,7 +404,12 @@ impl Shared {
         let Some((feed, applied)) = &mut self.replication.following else { return };
         while let Some(portion) = feed.take(dealt) {
             // Effects of one record on one shard are never apart, so nobody sees half of it.
-            if let Err(error) = self.keyspace.apply_all(&portion.effects, now) {
+            let cleared = match portion.cleared {
+                Some(cleared) => self.keyspace.clear_where(&|key| cleared.has(key), now),
+                None => Ok(()),
+            };
+            let applied_all = cleared.and_then(|()| self.keyspace.apply_all(&portion.effects, now));
+            if let Err(error) = applied_all {
                 let why = format!("records up to LSN {} cannot be applied: {}", portion.last_lsn, error.why);
                 return feed.applied(*applied, Err(why));
             }

@@ -403,7 +403,7 @@ impl World {
         let end = self.nodes[to].durable.min(at + 1 + self.random.below(3));
         let new: Vec<_> = self.nodes[to].log.get(at..end).unwrap_or_default().to_vec();
         let node = &mut self.nodes[node];
-        let mut portion = Portion { effects: Vec::new(), last_lsn: end as u64 };
+        let mut portion = Portion { last_lsn: end as u64, ..Portion::default() };
         new.iter().for_each(|record| portion.effects.extend_from_slice(&record.effects));
         node.log.extend(new);
         node.durable = node.log.len();

@@ -1,8 +1,9 @@
 //! Hosts of a test's own: network namespaces, each with an address, joined by a bridge in one more.
 //!
 //! Nothing of it touches the machine's own network: the namespaces have no way out. Packets are lost by nftables on their
-//! way into a host, by chance or all of them from one other host; lost for both directions of a connection, then. A host
-//! goes with the value that stands for it, and what killed tests left is removed by the next.
+//! way into a host, by chance or all of them from one other host; lost for both directions of a connection, then: every
+//! packet, or datagrams of UDP only. A host goes with the value that stands for it, and what killed tests left is removed
+//! by the next.
 //!
 //! It needs root and the programs `ip` and `nft`; without them a test is skipped and says so.
 
@@ -43,6 +44,25 @@ pub struct Host {
     namespace: String,
     /// Its only address.
     pub address: Ipv4Addr,
+}
+
+/// Which packets are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packets {
+    /// Whatever they carry.
+    All,
+    /// Datagrams of UDP; connections are well.
+    Datagrams,
+}
+
+impl Packets {
+    /// As a rule has it.
+    fn condition(self) -> &'static str {
+        match self {
+            Packets::All => "",
+            Packets::Datagrams => "meta l4proto udp",
+        }
+    }
 }
 
 impl Network {
@@ -99,18 +119,28 @@ impl Network {
     }
 
     /// Every host loses so many of a thousand packets that come to it.
-    pub fn lose(&self, per_thousand: u32) {
-        self.hosts.iter().for_each(|host| host.lose(per_thousand));
+    pub fn lose(&self, per_thousand: u32, packets: Packets) {
+        self.hosts.iter().for_each(|host| host.lose(per_thousand, packets));
     }
 
     /// No packet passes between these two groups of hosts.
-    pub fn part(&self, some: &[usize], others: &[usize]) {
+    pub fn part(&self, some: &[usize], others: &[usize], packets: Packets) {
         for &one in some {
             for &other in others {
-                self.hosts[one].refuse(&self.hosts[other]);
-                self.hosts[other].refuse(&self.hosts[one]);
+                self.hosts[one].refuse(&self.hosts[other], packets);
+                self.hosts[other].refuse(&self.hosts[one], packets);
             }
         }
+    }
+
+    /// From now on what leaves a host is cut there into the packets that a wire would carry. These cables take bursts in
+    /// one piece, and a rule would lose all of it or nothing.
+    pub fn cut_bursts(&self) -> Result<(), Skipped> {
+        for host in &self.hosts {
+            run("ip", &["-n", &host.namespace, "link", "set", "eth0", "gso_max_segs", "1"])
+                .map_err(|error| Skipped(format!("bursts of datagrams cannot be cut here: {error}")))?;
+        }
+        Ok(())
     }
 
     /// Every packet passes.
@@ -153,15 +183,28 @@ impl Host {
         self.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    fn lose(&self, per_thousand: u32) {
+    /// How many packets this host has lost since the network was last whole.
+    pub fn lost(&self) -> u64 {
+        let output = self.command("nft").args(["list", "chain", "inet", "test", "in"]).output();
+        let output = output.expect("nft runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let counts = text.split("counter packets ").skip(1);
+        counts
+            .map(|rest| rest.split(' ').next().and_then(|count| count.parse::<u64>().ok()).expect(&text))
+            .sum()
+    }
+
+    fn lose(&self, per_thousand: u32, packets: Packets) {
+        let which = packets.condition();
         let rule = format!(
-            "add rule inet test in ip saddr 10.77.0.0/24 numgen random mod 1000 < {per_thousand} drop\n"
+            "add rule inet test in ip saddr 10.77.0.0/24 {which} numgen random mod 1000 < {per_thousand} counter drop\n"
         );
         self.rules(&rule).expect("a rule that loses packets is taken");
     }
 
-    fn refuse(&self, other: &Host) {
-        let rule = format!("add rule inet test in ip saddr {} drop\n", other.address);
+    fn refuse(&self, other: &Host, packets: Packets) {
+        let which = packets.condition();
+        let rule = format!("add rule inet test in ip saddr {} {which} counter drop\n", other.address);
         self.rules(&rule).expect("a rule that parts hosts is taken");
     }
 

@@ -9,7 +9,8 @@
 //! `tests/linearizability_power_cuts.rs` across power cuts.
 //! [`histories`] has servers change their roles and asks what their clients are told.
 //! [`random`] is the seeded generator.
-//! [`hosts`] are network namespaces joined by a bridge, whose packets can be lost; `tests/namespaces.rs` runs servers in them.
+//! [`hosts`] are network namespaces joined by a bridge, whose packets can be lost; `tests/namespaces.rs` runs servers in them,
+//! and NGINX, which [`proxy`] starts.
 //! [`power_cut`] is a disk whose power can be cut, and [`runner`] runs tests that not every machine can run.
 
 pub mod fleet;
@@ -18,6 +19,7 @@ pub mod hosts;
 pub mod linearizability;
 pub mod oracle;
 pub mod power_cut;
+pub mod proxy;
 pub mod random;
 pub mod rules;
 pub mod runner;

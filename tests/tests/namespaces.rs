@@ -1,24 +1,25 @@
 //! Primary, replicas and NGINX on hosts of their own, over a network that loses packets and falls apart.
 //!
 //! Whatever happens meanwhile, at the end all nodes hold the same keys, values and ends, every acknowledged write is among
-//! them, and no read that named a record was answered without it. The hosts are network namespaces; without root, `ip`
-//! or `nft` the tests are skipped and say so.
+//! them, and no read that named a record was answered without it. Records come over connections, or as datagrams of which
+//! some are lost. The hosts are network namespaces; without root, `ip` or `nft` the tests are skipped and say so.
 //!
 //! How long the load lasts and how much a full sync carries: `MILLRACE_LOAD_SECONDS` (2) and `MILLRACE_SYNC_MB` (16).
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tests::hosts::{Client, Host, Network, Node, PATIENCE};
+use reactor::io::datagrams::{DatagramReceiver, DatagramSender};
+use tests::hosts::{Client, Host, Network, Node, PATIENCE, Packets};
 use tests::oracle::target::millrace_binary;
+use tests::proxy::{ask, start_proxy};
 use tests::random::{self, Random};
 use tests::runner::{self, Skipped};
 
@@ -33,8 +34,14 @@ const PROXY: usize = 4;
 fn main() -> ExitCode {
     runner::main(&[
         ("packets_are_lost_and_hosts_parted", packets_are_lost_and_hosts_parted),
+        ("datagrams_are_lost_and_connections_are_not", datagrams_are_lost_and_connections_are_not),
         ("one_percent_of_packets_is_lost", || replicates_over_loss(10)),
         ("twenty_percent_of_packets_are_lost", || replicates_over_loss(200)),
+        ("one_percent_of_a_groups_datagrams_is_lost", || repairs_lost_datagrams(10, Datagrams::Group)),
+        ("twenty_percent_of_a_groups_datagrams_are_lost", || repairs_lost_datagrams(200, Datagrams::Group)),
+        ("ten_percent_of_a_lists_datagrams_are_lost", || repairs_lost_datagrams(100, Datagrams::List)),
+        ("datagrams_and_their_repairs_are_lost", datagrams_and_their_repairs_are_lost),
+        ("datagrams_stay_out_and_come_back", datagrams_stay_out_and_come_back),
         ("a_replica_is_cut_off_and_comes_back", a_replica_is_cut_off_and_comes_back),
         ("replicas_are_killed_under_load", replicas_are_killed_under_load),
         ("the_primary_is_killed_under_load", the_primary_is_killed_under_load),
@@ -60,8 +67,23 @@ struct Cluster {
     binary: PathBuf,
     directory: Scratch,
     nodes: HashMap<usize, Node>,
+    datagrams: Datagrams,
     seed: u64,
 }
+
+/// How records reach the replicas, beside their connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Datagrams {
+    None,
+    /// To a multicast group, which they join.
+    Group,
+    /// To each of them.
+    List,
+}
+
+/// Where datagrams go.
+const GROUP: &str = "239.255.77.9";
+const DATAGRAM_PORT: u16 = 7400;
 
 /// A directory that goes with the value.
 struct Scratch(PathBuf);
@@ -82,6 +104,7 @@ impl Cluster {
             binary: millrace_binary().expect("the server is built"),
             directory: Scratch(directory),
             nodes: HashMap::new(),
+            datagrams: Datagrams::None,
             seed,
         })
     }
@@ -89,11 +112,23 @@ impl Cluster {
     /// The primary, and its replicas: the first with a log of its own, the other without.
     fn started(test: &str, hosts: usize) -> Result<Cluster, Skipped> {
         let mut cluster = Cluster::new(test, hosts)?;
-        cluster.start(PRIMARY, None);
-        for at in REPLICAS {
-            cluster.start(at, Some(PRIMARY));
-        }
+        cluster.start_all();
         Ok(cluster)
+    }
+
+    /// The same, and records come as datagrams, each of them a packet.
+    fn with_datagrams(test: &str, datagrams: Datagrams) -> Result<Cluster, Skipped> {
+        let mut cluster = Cluster::new(test, 4)?;
+        cluster.network.cut_bursts()?;
+        cluster.datagrams = datagrams;
+        Ok(cluster)
+    }
+
+    fn start_all(&mut self) {
+        self.start(PRIMARY, None);
+        for at in REPLICAS {
+            self.start(at, Some(PRIMARY));
+        }
     }
 
     fn directory(&self, at: usize) -> PathBuf {
@@ -115,6 +150,23 @@ impl Cluster {
         let upstream = primary.map(|primary| format!("{}:6379", self.host(primary).address));
         if let Some(upstream) = &upstream {
             arguments.extend(["--replicaof", upstream]);
+        }
+        let to = |host: &str| format!("{host}:{DATAGRAM_PORT}");
+        let address = self.host(at).address.to_string();
+        let (list, here) = match self.datagrams {
+            Datagrams::None => (String::new(), String::new()),
+            Datagrams::Group => (to(GROUP), to(GROUP)),
+            Datagrams::List => {
+                let replicas = REPLICAS.map(|at| to(&self.host(at).address.to_string()));
+                (replicas.join(","), to(&address))
+            }
+        };
+        if self.datagrams != Datagrams::None {
+            arguments.extend(["--delta-udp-interface", &address]);
+            match at {
+                PRIMARY => arguments.extend(["--delta-udp", &list]),
+                _ => arguments.extend(["--delta-udp-listen", &here]),
+            }
         }
         let node = Node::start(self.host(at), &self.binary, &self.directory(at), &arguments);
         self.nodes.insert(at, node);
@@ -187,6 +239,37 @@ impl Cluster {
     fn clients_see_the_same(&self, primary: usize, replica: usize) {
         let see = |at| self.client(at, |client| client.digest().expect("the node answers"));
         assert_eq!(see(replica), see(primary), "number and sum of all keys");
+    }
+
+    /// A number of INFO replication; none yet: 0.
+    fn figure(&self, at: usize, field: &'static str) -> u64 {
+        self.client(at, move |client| {
+            let info = client.expect("INFO replication");
+            let text = String::from_utf8_lossy(info.bytes().unwrap_or_default()).into_owned();
+            let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            value.map_or(0, |value| value.trim().parse().expect(field))
+        })
+    }
+
+    /// Waits until a number of INFO replication is at least this.
+    fn figure_reaches(&self, at: usize, field: &'static str, least: u64) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let found = self.figure(at, field);
+            if found >= least {
+                return;
+            }
+            assert!(Instant::now() < end, "node {at}: {field} is {found}, and does not reach {least}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until new records come to all replicas as datagrams.
+    fn datagrams_come(&self) {
+        for at in REPLICAS {
+            let before = self.figure(at, "replica_datagrams");
+            self.figure_reaches(at, "replica_datagrams", before + 1);
+        }
     }
 
     /// Clients that write to a node until they are told to stop.
@@ -304,11 +387,11 @@ fn packets_are_lost_and_hosts_parted() -> Outcome {
         arrived
     };
     assert_eq!(received(0, 1, 100), 100, "nothing is lost unasked");
-    network.lose(200);
+    network.lose(200, Packets::All);
     let arrived: usize = (0..5).map(|_| received(0, 1, 200)).sum();
     assert!((650..950).contains(&arrived), "of 1000 packets at 20 % loss {arrived} arrived");
     network.heal();
-    network.part(&[0], &[1]);
+    network.part(&[0], &[1], Packets::All);
     assert_eq!((received(0, 1, 10), received(1, 0, 10), received(0, 2, 10)), (0, 0, 10));
     network.heal();
     assert_eq!(received(0, 1, 10), 10);
@@ -317,7 +400,7 @@ fn packets_are_lost_and_hosts_parted() -> Outcome {
 
 fn replicates_over_loss(per_thousand: u32) -> Outcome {
     let cluster = Cluster::started(&format!("loss-{per_thousand}"), 4)?;
-    cluster.network.lose(per_thousand);
+    cluster.network.lose(per_thousand, Packets::All);
     let load = cluster.load(PRIMARY, 4);
     std::thread::sleep(load_time());
     // What was written is compared while packets are lost still, and so is whoever is behind.
@@ -327,19 +410,145 @@ fn replicates_over_loss(per_thousand: u32) -> Outcome {
     Ok(())
 }
 
+/// The same of what the tests of datagrams stand on: they are lost one by one and not in bursts, those to a group reach all
+/// of its hosts, and connections hear nothing of it.
+fn datagrams_are_lost_and_connections_are_not() -> Outcome {
+    const LENGTH: usize = 1000;
+    let network = Network::new(3)?;
+    network.cut_bursts()?;
+    let group = SocketAddr::from((GROUP.parse::<Ipv4Addr>().expect("an address"), DATAGRAM_PORT));
+    let address = network.host(0).address;
+    let mut sender = network.host(0).on(move || DatagramSender::new(&[group], address).expect("a socket"));
+    let mut receivers: Vec<DatagramReceiver> = [1, 2]
+        .map(|at| {
+            let address = network.host(at).address;
+            network.host(at).on(move || DatagramReceiver::new(group, address).expect("a socket"))
+        })
+        .into();
+    // So many bursts of twenty; returns how many datagrams came to each host when all have come or were lost.
+    let mut send = |bursts: usize| -> Vec<usize> {
+        let before: Vec<u64> = [1, 2].map(|at| network.host(at).lost()).into();
+        (0..bursts).for_each(|_| sender.send(&[7; 20 * LENGTH], LENGTH));
+        let taken = receivers.iter_mut().zip(1..).map(|(receiver, at)| {
+            let (mut count, end) = (0, Instant::now() + PATIENCE);
+            loop {
+                count += receiver.receive().expect("datagrams are taken");
+                let lost = network.host(at).lost() - before[at - 1];
+                if count as u64 + lost >= 20 * bursts as u64 {
+                    return count;
+                }
+                assert!(Instant::now() < end, "host {at}: {count} came, {lost} were lost of {bursts} bursts");
+            }
+        });
+        taken.collect()
+    };
+    assert_eq!(send(2), [40, 40], "a group's datagrams reach all of its hosts");
+    network.lose(200, Packets::Datagrams);
+    for (arrived, at) in send(4).into_iter().zip(1..) {
+        assert!((35..80).contains(&arrived), "of 80 datagrams at 20 % loss {arrived} came to host {at}");
+        assert_eq!(network.host(at).lost(), 80 - arrived as u64, "lost one by one, and counted");
+    }
+    network.heal();
+    network.part(&[0], &[1, 2], Packets::Datagrams);
+    assert_eq!(send(1), [0, 0]);
+    let listener = network.host(1).on(|| std::net::TcpListener::bind(("0.0.0.0", 7000)).expect("a port"));
+    let place = SocketAddr::from((network.host(1).address, 7000));
+    network.host(0).on(move || TcpStream::connect_timeout(&place, PATIENCE).expect("connections are made"));
+    drop(listener);
+    network.heal();
+    network.part(&[0], &[1], Packets::Datagrams);
+    assert_eq!(send(1), [0, 20], "one host is left out");
+    network.heal();
+    assert_eq!(send(1), [20, 20]);
+    Ok(())
+}
+
+/// Datagrams are lost by chance: every gap is seen, counted, and repaired over the connection.
+fn repairs_lost_datagrams(per_thousand: u32, datagrams: Datagrams) -> Outcome {
+    let mut cluster = Cluster::with_datagrams(&format!("datagrams-{per_thousand}"), datagrams)?;
+    cluster.start_all();
+    let load = cluster.load(PRIMARY, 4);
+    cluster.datagrams_come();
+    cluster.network.lose(per_thousand, Packets::Datagrams);
+    std::thread::sleep(load_time());
+    let written = cluster.unload(load, PRIMARY);
+    cluster.agree(PRIMARY, &REPLICAS);
+    // Nothing follows these writes that would show that they are missing, but heartbeats.
+    for _ in 0..20 {
+        cluster.follow(PRIMARY, &REPLICAS);
+    }
+    let dropped = REPLICAS.map(|at| cluster.host(at).lost());
+    cluster.network.heal();
+    let percent = f64::from(per_thousand) / 10.0;
+    println!("{written} writes; at {percent} % loss the replicas' hosts lost {dropped:?} datagrams");
+    for (at, dropped) in REPLICAS.into_iter().zip(dropped) {
+        assert!(dropped > 0, "host {at} lost none");
+        cluster.figure_reaches(at, "replica_datagrams_lost", dropped);
+        assert!(cluster.figure(at, "replica_repairs_asked") > 0, "replica {at} asked for none");
+        assert!(cluster.figure(at, "replica_records_repaired") > 0, "replica {at} was given none");
+        assert_eq!(cluster.figure(at, "replica_connects"), 1, "replica {at} lost its connection");
+        assert_eq!(cluster.figure(at, "replica_datagrams_damaged"), 0);
+    }
+    cluster.agree(PRIMARY, &REPLICAS);
+    cluster.clients_see_the_same(PRIMARY, REPLICAS[0]);
+    Ok(())
+}
+
+/// The same where connections lose packets, too, from the first handshake on.
+fn datagrams_and_their_repairs_are_lost() -> Outcome {
+    let mut cluster = Cluster::with_datagrams("datagrams-and-repairs", Datagrams::Group)?;
+    cluster.network.lose(50, Packets::All);
+    cluster.start_all();
+    let load = cluster.load(PRIMARY, 4);
+    cluster.datagrams_come();
+    std::thread::sleep(load_time());
+    cluster.unload(load, PRIMARY);
+    for at in REPLICAS {
+        cluster.figure_reaches(at, "replica_records_repaired", 1);
+        cluster.figure_reaches(at, "replica_datagrams_lost", 1);
+    }
+    cluster.agree(PRIMARY, &REPLICAS);
+    Ok(())
+}
+
+/// The way of datagrams is cut, the connection's is not: records come over that one, until datagrams are back.
+fn datagrams_stay_out_and_come_back() -> Outcome {
+    let mut cluster = Cluster::with_datagrams("datagrams-parted", Datagrams::Group)?;
+    cluster.start_all();
+    let [cut, other] = REPLICAS;
+    let load = cluster.load(PRIMARY, 4);
+    for _ in 0..2 {
+        cluster.datagrams_come();
+        cluster.network.part(&[cut], &[PRIMARY], Packets::Datagrams);
+        let before = cluster.figure(cut, "replica_records_repaired");
+        std::thread::sleep(load_time() / 2);
+        cluster.follow(PRIMARY, &REPLICAS);
+        cluster.figure_reaches(cut, "replica_records_repaired", before + 1);
+        let dropped = cluster.host(cut).lost();
+        assert!(dropped > 0, "no datagram was kept out");
+        cluster.network.heal();
+        cluster.figure_reaches(cut, "replica_datagrams_lost", dropped);
+    }
+    cluster.datagrams_come();
+    cluster.unload(load, PRIMARY);
+    cluster.agree(PRIMARY, &REPLICAS);
+    assert_eq!([cut, other].map(|at| cluster.figure(at, "replica_connects")), [1, 1], "connections held");
+    Ok(())
+}
+
 fn a_replica_is_cut_off_and_comes_back() -> Outcome {
     let cluster = Cluster::started("partition", 4)?;
     let load = cluster.load(PRIMARY, 4);
     let [cut, other] = REPLICAS;
     for _ in 0..2 {
-        cluster.network.part(&[cut], &[PRIMARY, other]);
+        cluster.network.part(&[cut], &[PRIMARY, other], Packets::All);
         std::thread::sleep(load_time() / 2);
         cluster.follow(PRIMARY, &[other]);
         cluster.network.heal();
         cluster.follow(PRIMARY, &[cut]);
     }
     // A primary that nobody reaches loses nothing of what it acknowledged before.
-    cluster.network.part(&[PRIMARY], &[CLIENTS, cut, other]);
+    cluster.network.part(&[PRIMARY], &[CLIENTS, cut, other], Packets::All);
     std::thread::sleep(load_time() / 4);
     cluster.network.heal();
     cluster.unload(load, PRIMARY);
@@ -413,91 +622,7 @@ fn a_full_sync_while_clients_write() -> Outcome {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// NGINX with the configuration of docs/nginx, followed by its script.
-
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let _ = self.0.wait();
-    }
-}
-
-/// NGINX and follow-primary.sh on the proxy's host; returns the address of the former.
-fn start_proxy(cluster: &Cluster) -> Result<(SocketAddr, Program, Program), Skipped> {
-    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
-    let Some(nginx) = nginx else {
-        return Err(Skipped("nginx is not installed".into()));
-    };
-    let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/nginx");
-    let home = cluster.directory.0.join("nginx");
-    fs::create_dir_all(&home).expect("a directory for NGINX");
-    let host = cluster.host(PROXY);
-    let site = fs::read_to_string(documents.join("millrace.conf")).expect("the documented configuration");
-    let site = site.replace("listen 127.0.0.1:8088", &format!("listen {}:8088", host.address));
-    fs::write(home.join("site.conf"), site).expect("written");
-    fs::write(
-        home.join("nginx.conf"),
-        "pid nginx.pid; error_log error.log; worker_processes 1; events {}\nhttp { access_log off;\n\
-         client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;\n\
-         scgi_temp_path scgi; include site.conf; }\n",
-    )
-    .expect("written");
-    let base = format!("{nginx} -p {} -c nginx.conf", home.display());
-    let nodes: Vec<String> = [PRIMARY, REPLICAS[0], REPLICAS[1]]
-        .iter()
-        .map(|&at| format!("{}:8080", cluster.host(at).address))
-        .collect();
-    let follow = |once: &str| {
-        let mut command = host.command(documents.join("follow-primary.sh"));
-        command
-            .args(&nodes)
-            .env("UPSTREAMS", home.join("millrace-upstreams.conf"))
-            .env("CHECK", format!("{base} -q -t"))
-            .env("RELOAD", if once.is_empty() { format!("{base} -s reload") } else { "true".into() })
-            .env("INTERVAL", "0.1")
-            .env("ONCE", once);
-        command
-    };
-    let end = Instant::now() + PATIENCE;
-    while !home.join("millrace-upstreams.conf").exists() {
-        assert!(Instant::now() < end, "no node is a primary");
-        assert!(follow("1").status().expect("the script runs").success());
-    }
-    let arguments: Vec<&str> = base.split(' ').collect();
-    let proxy = host.command(arguments[0]).args(&arguments[1..]).args(["-g", "daemon off;"]).spawn();
-    let proxy = Program(proxy.expect("NGINX can be started"));
-    let follower = Program(follow("").stdout(Stdio::null()).spawn().expect("the script can be started"));
-    Ok(((host.address, 8088).into(), proxy, follower))
-}
-
-/// An answer: its status, its token, its body.
-#[derive(Clone, Debug, Default)]
-struct Answer {
-    status: u16,
-    token: Option<String>,
-    body: String,
-}
-
-/// One request on a connection of its own.
-fn ask(proxy: SocketAddr, method: &str, key: &str, body: &str, token: Option<&str>) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&proxy, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let field = token.map_or_else(String::new, |token| format!("X-Millrace-LSN: {token}\r\n"));
-    let length = body.len();
-    write!(
-        stream,
-        "{method} /v1/keys/{key} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\nContent-Length: {length}\r\n{field}\r\n{body}"
-    )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, body) =
-        text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("cut off: {text:?}")))?;
-    let status = head.get(9..12).and_then(|digits| digits.parse().ok()).unwrap_or_default();
-    let token = head.lines().find_map(|line| line.strip_prefix("X-Millrace-LSN: ")).map(str::to_string);
-    Ok(Answer { status, token, body: body.to_string() })
-}
+// Through NGINX.
 
 /// What one client saw through the proxy.
 #[derive(Debug, Default)]
@@ -541,7 +666,9 @@ fn write_and_read(proxy: SocketAddr, writer: u64, stop: &AtomicBool) -> Seen {
 
 fn reads_through_nginx_see_what_was_written() -> Outcome {
     let mut cluster = Cluster::started("nginx", 5)?;
-    let (proxy, _nginx, _follower) = start_proxy(&cluster)?;
+    let nodes = [PRIMARY, REPLICAS[0], REPLICAS[1]].map(|at| cluster.host(at));
+    let home = cluster.directory.0.join("nginx");
+    let (proxy, _nginx, _follower) = start_proxy(cluster.host(PROXY), &nodes, &home)?;
     cluster.agree(PRIMARY, &REPLICAS);
     let stop = Arc::new(AtomicBool::new(false));
     let host = cluster.host(CLIENTS).clone();
@@ -560,7 +687,7 @@ fn reads_through_nginx_see_what_was_written() -> Outcome {
     };
     // Packets are lost and a replica dies: no request fails.
     let clients = begin(4);
-    cluster.network.lose(10);
+    cluster.network.lose(10, Packets::All);
     std::thread::sleep(load_time() / 2);
     let [first, second] = REPLICAS;
     let mut nodes = std::mem::take(&mut cluster.nodes);

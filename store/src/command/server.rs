@@ -36,6 +36,7 @@ pub fn config_get(call: &mut Call<'_>) {
         }
     }
     let (config, has_log) = (&call.engine.config, call.engine.journal.is_some());
+    let followed = call.engine.replication.edge.as_ref().map(|edge| edge.report().upstream);
     let mut reply = reply!(call);
     reply.map(found.len());
     for (name, setting) in found {
@@ -43,6 +44,11 @@ pub fn config_get(call: &mut Call<'_>) {
         match setting.name {
             // Redis' clients ask this to learn whether writes outlive the process.
             "appendonly" if has_log => reply.bulk(b"yes"),
+            // As REPLICAOF has left it, in Redis' form.
+            "replicaof" if let Some(followed) = &followed => match followed {
+                Some(upstream) => reply.bulk(format!("{} {}", upstream.host, upstream.port).as_bytes()),
+                None => reply.bulk(b""),
+            },
             _ => reply.bulk((setting.get)(config).as_bytes()),
         }
     }

@@ -215,7 +215,7 @@ mod tests {
     fn what_was_dealt_is_taken_up_to_the_number_that_all_look_at_and_no_further() {
         let bell = || Arc::new(Bell::new().unwrap());
         let lane = Lane::new(bell(), bell(), Lsn(4));
-        let portion = |last_lsn| Portion { effects: vec![last_lsn as u8], last_lsn };
+        let portion = |last_lsn| Portion { effects: vec![last_lsn as u8], last_lsn, ..Portion::default() };
         [6, 9, 12].into_iter().for_each(|last_lsn| lane.deal(portion(last_lsn)));
         assert_eq!(lane.take(5), None);
         assert_eq!(lane.take(9), Some(portion(6)));

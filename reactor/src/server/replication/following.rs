@@ -18,8 +18,8 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 use store::mutation::Mutation;
-use store::replication::{Hindrance, Portion};
-use store::shards::Place;
+use store::replication::{Cleared, Hindrance, Portion};
+use store::shards::{Place, ShardSet};
 use wal::lsn::Lsn;
 
 /// How long an attempt to reach a node may take.
@@ -427,7 +427,8 @@ impl Worker {
         let is_partial = self.image_lsns.iter().any(|&lsn| lsn >= delivery.first_lsn);
         if count == 1 && !is_partial {
             self.image_lsns.clear();
-            let mut portion = Portion { effects: Vec::with_capacity(delivery.bytes()), last_lsn };
+            let effects = Vec::with_capacity(delivery.bytes());
+            let mut portion = Portion { effects, last_lsn, ..Portion::default() };
             delivery.records().for_each(|record| portion.effects.extend_from_slice(record.payload));
             self.lanes[0].deal(portion);
             return Ok(());
@@ -454,18 +455,20 @@ impl Worker {
                         let wanted = portions.iter_mut().enumerate().filter(|(shard, _)| !has(*shard));
                         wanted.for_each(|(_, portion)| portion.effects.extend_from_slice(effect));
                     }
+                    // Keys that went into the snapshot before that are on all shards here, among others that did not.
                     None => {
-                        return Err(format!(
-                            "all keys were removed (LSN {}) while the snapshot was taken that this server began with, and \
-                             that has {} shards, this server {count}: start it again, for another snapshot",
-                            record.lsn, there.count
-                        ));
+                        let mut cleared = Cleared { count: there.count, shards: ShardSet::default() };
+                        (0..there.count).filter(|&shard| !has(shard)).for_each(|s| cleared.shards.insert(s));
+                        for (lane, portion) in self.lanes.iter().zip(&mut portions) {
+                            let next = Portion { cleared: Some(cleared), last_lsn, ..Portion::default() };
+                            lane.deal(std::mem::replace(portion, next));
+                        }
                     }
                 }
             }
         }
         for (lane, portion) in self.lanes.iter().zip(portions) {
-            if !portion.effects.is_empty() {
+            if !portion.effects.is_empty() || portion.cleared.is_some() {
                 lane.deal(portion);
             }
         }

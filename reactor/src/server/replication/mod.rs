@@ -379,7 +379,9 @@ impl ReplicationThread {
         let handle = Arc::clone(&setup.prepared.handle);
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let worker = thread::Worker::new(options, setup, random);
+        let mut worker = thread::Worker::new(options, setup, random);
+        // Before the first client is heard: it is not told that nobody is followed, and that no replicas are taken.
+        worker.report();
         let thread = Builder::new().name("replication".into()).spawn(move || worker.run())?;
         Ok(ReplicationThread { thread: Some(thread), handle })
     }

@@ -748,7 +748,7 @@ impl Worker {
         }
     }
 
-    fn report(&mut self) {
+    pub(super) fn report(&mut self) {
         let now = self.now();
         let acked: Vec<u64> = self
             .primary
