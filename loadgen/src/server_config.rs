@@ -204,6 +204,50 @@ mod tests {
         assert_eq!(shown(&"x".repeat(999)).map(|text| text.len()), Some(VERSION_CHARS_MAX));
     }
 
+    /// A server that says one thing to whoever asks, once for each connection, and what it was asked.
+    fn told(protocol: Protocol, says: &'static str) -> (Told, Vec<String>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut plan = crate::report::tests::plan(false);
+        plan.target = reactor::server::event::Target::Tcp(listener.local_addr().expect("bound"));
+        plan.workload.protocol = protocol;
+        let connections = if protocol == Protocol::Resp { 2 } else { 1 };
+        let server = std::thread::spawn(move || {
+            let answer = |_| {
+                let (stream, _) = listener.accept().expect("it asks");
+                let mut reader = BufReader::new(stream);
+                let asked = read_line(&mut reader).expect("a line");
+                reader.get_mut().write_all(says.as_bytes()).expect("it listens");
+                // Until it has read that: what is closed with bytes unread is reset.
+                let _ = std::io::copy(&mut reader, &mut std::io::sink());
+                asked
+            };
+            (0..connections).map(answer).collect()
+        });
+        (read(&plan), server.join().expect("no panic"))
+    }
+
+    #[test]
+    fn each_protocol_is_asked_in_its_own_way() {
+        let version = |protocol, says| {
+            let (told, asked) = told(protocol, says);
+            (told.version, asked)
+        };
+        let (of_memcache, asked) = version(Protocol::Memcache, "VERSION 1.6.38\r\n");
+        assert_eq!(
+            (of_memcache.as_deref(), &asked[..]),
+            (Some("version 1.6.38"), &["version".to_string()][..])
+        );
+        assert_eq!(version(Protocol::Memcache, "ERROR\r\n").0, None);
+        let (of_http, asked) = version(Protocol::Http, "HTTP/1.1 200 OK\r\nServer: nginx\r\n\r\n");
+        assert_eq!(
+            (of_http.as_deref(), &asked[..]),
+            (Some("nginx"), &["GET /metrics HTTP/1.1".to_string()][..])
+        );
+        let (of_resp, asked) = version(Protocol::Resp, "$19\r\nredis_version:7.4.0\r\n");
+        assert_eq!((of_resp.as_deref(), asked.len()), (Some("redis_version 7.4.0"), 2));
+        assert_eq!(told(Protocol::Resp, "-ERR unknown command\r\n").0, Told::default());
+    }
+
     #[test]
     fn other_answers_are_no_configuration() {
         for answer in [
