@@ -297,6 +297,18 @@ fn the_servers_stages_stand_beside_the_clients_figures() {
         let flags = [&["--connections", "4", "--warmup", "200ms", "-n", "8000"][..], &more].concat();
         let (ran, run) = measure("stages-run", &target, &flags);
         assert!(run["stages_absent"].is_null(), "{run}");
+        // What the server says of itself is in the terminal's report, in the JSON and on the page, and so is that it does not.
+        let html = std::fs::read_to_string(&page).expect("a page");
+        if target.starts_with("resp") {
+            let version = run["server_version"].as_str().expect("RESP tells");
+            assert!(version.contains(concat!("millrace_version ", env!("CARGO_PKG_VERSION"))), "{version}");
+            assert!(ran.stdout.contains(&format!("  server          {version}\n")), "{}", ran.stdout);
+            assert!(html.contains(version) && html.contains("<tr><td>stage-sampling</td><td>4</td></tr>"));
+        } else {
+            assert!(run["server_version"].is_null(), "{run}");
+            assert!(ran.stdout.contains("  server          not told\n"), "{}", ran.stdout);
+            assert!(html.contains("Version: not told. Configuration: not told."));
+        }
         let kinds = run["stages"]["kinds"].as_array().expect("kinds");
         let names: Vec<&str> = kinds.iter().map(|kind| kind["kind"].as_str().expect("text")).collect();
         assert_eq!(names, ["read", "write"]);

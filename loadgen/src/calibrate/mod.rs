@@ -11,6 +11,7 @@
 //! which the server let the replies go. A server that is stopped (SIGSTOP) cannot write anything down: there the
 //! truth is the time between the two signals.
 
+mod claims;
 mod paced;
 pub mod server;
 
@@ -325,9 +326,7 @@ impl Bench<'_> {
             });
             // A figure below the truth is not excused by a better attempt.
             let over = report.agrees() || report.worst() == Agreement::TooLow;
-            // What must hold comes before how near the figures are.
-            let rank = |report: &CaseReport| (!report.claims_hold(), report.excess_ns());
-            if over || best.as_ref().is_none_or(|best| rank(&report) < rank(best)) {
+            if over || claims::is_better(&report, best.as_ref()) {
                 best = Some(report);
             }
             if over {
@@ -369,35 +368,19 @@ impl Bench<'_> {
             held_up_ns: 0,
             foreign_share: None,
         };
-        let mut p99 = [0; 2];
         let loads = [Load1::Constant { rate: 1_000.0, requests: 3_500 }, Load1::Closed { requests: 0 }];
+        let (mut p99, mut longest) = ([0; 2], 0);
         for (index, load) in loads.into_iter().enumerate() {
             let (worked, truth) = self.measure(behaviour, load)?;
             report.held_up_ns += truth.held_up_ns;
             p99[index] = latency_of(load, &worked).value_at_quantile(0.99);
             if index == 0 {
                 report.rows.extend(self.rows(name, load, &worked, &truth)?);
-                continue;
+            } else {
+                longest = worked.outcome.service.max();
             }
-            // The closed loop's figure is true as far as it goes; it is about other requests than users would send.
-            let longest = worked.outcome.service.max();
-            report.claims.push((
-                format!("the closed loop saw the stall as its maximum, {}", table::micros(Some(longest))),
-                // The request under way when it began was sent a moment before or after.
-                longest >= STALL.as_nanos() as u64 * 99 / 100,
-            ));
         }
-        let stall_ns = STALL.as_nanos() as u64;
-        // A tenth of all moments lies in a stall, so the ninetieth part of a stall is exceeded by one in a hundred.
-        report.claims.push((
-            format!("the open loop's p99, {}, shows the stall", table::micros(Some(p99[0]))),
-            p99[0] >= stall_ns * 8 / 10,
-        ));
-        report.claims.push((
-            format!("the closed loop's p99, {}, does not", table::micros(Some(p99[1]))),
-            // Half of the stall leaves room for a machine on which everything is late, and none for the stall.
-            p99[1] <= stall_ns / 2,
-        ));
+        report.claims = claims::of_contrast(p99[0], p99[1], longest);
         Ok(report)
     }
 
@@ -429,32 +412,8 @@ impl Bench<'_> {
         });
         let worked = worked?;
         let stopped_for = stopped_for.ok_or("the server process cannot be stopped: `kill` failed")?;
-        let stopped_ns = stopped_for.as_nanos() as u64;
-        let response = &worked.outcome.response;
-        // Of the requests meant for the time of the stop, those with more than a tenth of it left had to wait that long.
-        let tenth_ns = stopped_ns / 10;
-        let expected = ((stopped_ns - tenth_ns) as f64 / 1e9 * rate).floor() as u64 - 1;
-        let waited = response.count_between(tenth_ns - tenth_ns / 500, u64::MAX);
-        let longest = response.max();
-        let gap_ns = (1e9 / rate) as u64;
-        let claims = vec![
-            (
-                format!(
-                    "stopped for {}: the longest response time is {}",
-                    micros(stopped_ns),
-                    micros(longest)
-                ),
-                longest + gap_ns >= stopped_ns,
-            ),
-            (
-                format!("{expected} requests had to wait more than {}: {waited} did", micros(tenth_ns)),
-                waited >= expected,
-            ),
-            (
-                "every request offered is in the histogram".into(),
-                response.len() == worked.outcome.counts.offered,
-            ),
-        ];
+        let offered = worked.outcome.counts.offered;
+        let claims = claims::of_stop(stopped_for.as_nanos() as u64, rate, &worked.outcome.response, offered);
         Ok(CaseReport { name, rows: vec![], claims, attempts: 0, held_up_ns: 0, foreign_share: None })
     }
 
@@ -627,10 +586,7 @@ fn text(report: &CaseReport) -> String {
     let mut rows =
         vec![[title.as_str(), "truth, from", "to", "reported", "above it", ""].map(str::to_string).to_vec()];
     for row in &report.rows {
-        let above = match row.reported_ns {
-            ns if ns > row.truth_ns_max => (ns - row.truth_ns_max) as f64,
-            ns => (ns as f64 - row.truth_ns as f64).min(0.0),
-        };
+        let above = claims::outside_ns(row.truth_ns, row.truth_ns_max, row.reported_ns);
         rows.push(vec![
             format!("  {}: {}", row.loop_text, row.figure),
             micros(row.truth_ns),
@@ -726,6 +682,18 @@ fn serve_until_the_input_ends(path: &Path) -> ExitCode {
 mod tests {
     use super::*;
 
+    pub fn row(agreement: Agreement) -> Row {
+        Row {
+            case: "c",
+            loop_text: "closed loop",
+            figure: "p99".into(),
+            truth_ns: 1,
+            truth_ns_max: 1,
+            reported_ns: 1,
+            agreement,
+        }
+    }
+
     #[test]
     fn agreement_is_the_precision_and_the_transport_and_nothing_below() {
         let of = |truth, reported| Agreement::of((truth, truth), reported);
@@ -743,15 +711,6 @@ mod tests {
 
     #[test]
     fn a_case_agrees_if_its_figures_and_its_claims_do() {
-        let row = |agreement| Row {
-            case: "c",
-            loop_text: "closed loop",
-            figure: "p99".into(),
-            truth_ns: 1,
-            truth_ns_max: 1,
-            reported_ns: 1,
-            agreement,
-        };
         let agrees = |agreement, holds| {
             let (rows, claims) =
                 (vec![row(agreement), row(Agreement::Agrees)], vec![("it holds".into(), holds)]);
@@ -760,6 +719,22 @@ mod tests {
         assert!(agrees(Agreement::Agrees, true));
         assert!(!agrees(Agreement::Agrees, false));
         assert!(!agrees(Agreement::TooHigh, true) && !agrees(Agreement::TooLow, true));
+    }
+
+    #[test]
+    fn a_load_is_one_loop_and_ends() {
+        let all = [
+            Load1::Closed { requests: 0 },
+            Load1::Closed { requests: 7 },
+            Load1::Constant { rate: 5.0, requests: 7 },
+            Load1::Poisson { rate: 6.0, requests: 7 },
+        ];
+        assert!(matches!(all[0].stop(), Stop::After(3_500_000_000)));
+        assert!(all[1..].iter().all(|load| matches!(load.stop(), Stop::Requests(7))));
+        assert!(all[0].open().is_none() && all[1].open().is_none());
+        assert!(matches!(all[2].open(), Some((Arrival::Constant, 5.0))));
+        assert!(matches!(all[3].open(), Some((Arrival::Poisson, 6.0))));
+        assert_eq!(all.map(Load1::text)[1..], ["closed loop", "open loop, constant", "open loop, Poisson"]);
     }
 
     #[test]

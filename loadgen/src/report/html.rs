@@ -212,7 +212,26 @@ fn section(run: &RunReport) -> String {
         }
     }
     let _ = write!(text, "<h3>{} over time</h3>{}", capital(run.latency().0), plot::latency_over_time(run));
+    text.push_str(&server(run));
     text
+}
+
+/// What the server says of itself: its version, and its settings, which are many, to be unfolded.
+fn server(run: &RunReport) -> String {
+    let version = run.server_version.as_deref().unwrap_or("not told");
+    let mut text = format!("<h3>The server</h3><p>Version: {}.", escape(version));
+    if run.server_configuration.is_empty() {
+        return text + " Configuration: not told.</p>";
+    }
+    let _ = write!(
+        text,
+        "</p><details><summary>Configuration: {} settings</summary><table class=\"manifest\"><tbody>",
+        run.server_configuration.len()
+    );
+    for (name, value) in &run.server_configuration {
+        let _ = write!(text, "<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(value));
+    }
+    text + "</tbody></table></details>"
 }
 
 /// Where the server says its time went: means that add up as a bar, percentiles as curves, both as a table.
@@ -364,10 +383,17 @@ mod tests {
     #[test]
     fn the_page_stands_alone() {
         let open = reported("a <b> & \"c\"", true, 100_000);
-        let closed = reported("max", false, 100_000);
+        let mut closed = reported("max", false, 100_000);
+        closed.server_version = Some("redis_version 7 <&>".into());
+        closed.server_configuration =
+            [("maxmemory".into(), "<5>".into()), ("save".into(), String::new())].into();
         let page = page(&Report::new("demo", Manifest::read(), vec![closed, open]));
         assert!(page.contains("a &lt;b&gt; &amp; &quot;c&quot;") && !page.contains("a <b>"));
         assert!(!page.contains("<script") && !page.contains("src="));
+        assert!(page.contains("Version: redis_version 7 &lt;&amp;&gt;.") && page.contains("2 settings"));
+        assert!(page.contains("<tr><td>maxmemory</td><td>&lt;5&gt;</td></tr>"));
+        // The other one has told nothing.
+        assert!(page.contains("Version: not told. Configuration: not told."));
         // The only addresses are the SVG namespace and the targets measured.
         for (at, _) in page.match_indices("http") {
             assert!(page[at..].starts_with("http://www.w3.org/2000/svg"), "{}", &page[at..at + 40]);

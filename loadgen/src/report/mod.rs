@@ -187,6 +187,8 @@ pub struct RunReport {
     pub arrivals: Option<ArrivalTest>,
     /// What became of the latency while it lasted.
     pub trend: Option<Trend>,
+    /// What the server says it is; `null` where it does not tell.
+    pub server_version: Option<String>,
     /// The server's own configuration, where it tells; without what is secret.
     pub server_configuration: BTreeMap<String, String>,
     /// Whether it can be believed.
@@ -216,6 +218,8 @@ pub struct Placement {
 /// What is known of both sides beside the measurement.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
+    /// What the server says it is.
+    pub server_version: Option<String>,
     /// The server's own configuration, where it tells.
     pub server_configuration: BTreeMap<String, String>,
     /// Its acknowledged writes are on stable storage; `None`: it does not say.
@@ -227,9 +231,14 @@ pub struct Conditions {
 impl Conditions {
     /// Asks the target of a plan, and the machine.
     pub fn ask(plan: &Plan) -> Conditions {
-        let server_configuration = server_config::read(plan);
-        let durable = server_config::is_durable(&server_configuration);
-        Conditions { server_configuration, durable, cores: reactor::cpu::allowed_cores().len() }
+        let server_config::Told { version, configuration } = server_config::read(plan);
+        let durable = server_config::is_durable(&configuration);
+        Conditions {
+            server_version: version,
+            server_configuration: configuration,
+            durable,
+            cores: reactor::cpu::allowed_cores().len(),
+        }
     }
 }
 
@@ -344,6 +353,7 @@ impl RunReport {
             server_core: placement.server_core,
             arrivals,
             trend,
+            server_version: conditions.server_version,
             server_configuration: conditions.server_configuration,
             verdict,
             reasons,

@@ -92,6 +92,7 @@ fn run(run: &RunReport) -> String {
         run.target,
         run.window_s
     );
+    let _ = writeln!(text, "  server          {}", run.server_version.as_deref().unwrap_or("not told"));
     let offered = match run.offered_per_s {
         Some(offered) => format!(" of {}/s offered", thousands(offered)),
         None => String::new(),
