@@ -4,7 +4,7 @@
 //! them, and no read that named a record was answered without it. Records come over connections, or as datagrams of which
 //! some are lost. The hosts are network namespaces; without root, `ip` or `nft` the tests are skipped and say so.
 //!
-//! How long the load lasts and how much a full sync carries: `MILLRACE_LOAD_SECONDS` (2) and `MILLRACE_SYNC_MB` (16).
+//! How long the load lasts and how much a full sync carries: `MILLRACE_LOAD_SECONDS` (2) and `MILLRACE_SYNC_MB` (200).
 
 use std::collections::HashMap;
 use std::fs;
@@ -594,7 +594,7 @@ fn the_primary_is_killed_under_load() -> Outcome {
 fn a_full_sync_while_clients_write() -> Outcome {
     let mut cluster = Cluster::new("full-sync", 4)?;
     cluster.start(PRIMARY, None);
-    let megabytes = setting("MILLRACE_SYNC_MB", 16);
+    let megabytes = setting("MILLRACE_SYNC_MB", 200);
     let seed = cluster.seed;
     cluster.client(PRIMARY, move |client| {
         let mut random = Random::new(seed);
