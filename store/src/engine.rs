@@ -239,6 +239,8 @@ pub struct Shared {
     pub streams: Streams,
     /// There are others: see [`crate::shards::route`].
     pub(crate) is_sharded: bool,
+    /// Bytes that compaction looks at in one turn.
+    pub compact_budget: usize,
     /// Sessions that wait for CLIENT UNPAUSE.
     pub(crate) postponed: Vec<ConnectionId>,
     next_client_id: u64,
@@ -695,6 +697,7 @@ impl Engine {
             times_everything: false,
             pool: BufferPool::default(),
             postponed: Vec::new(),
+            compact_budget: COMPACT_BUDGET,
             next_client_id: 1,
             timeout_scan: 0,
             receivers: Vec::new(),
@@ -943,7 +946,7 @@ impl Engine {
                 && (!shared.is_sharded || shared.used_memory() > shared.memory_share())
                 && shared.keyspace.evictable(shared.config.maxmemory_policy) > 0;
         }
-        self.busy |= shared.keyspace.compact_some(now, COMPACT_BUDGET);
+        self.busy |= shared.keyspace.compact_some(now, shared.compact_budget);
         if shared.keyspace.is_unsure() {
             let bound = self.warm_bound.as_ref().map_or(u64::MAX, |bound| bound.load(Ordering::Relaxed));
             self.busy |= shared.warm(bound);

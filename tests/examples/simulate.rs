@@ -23,7 +23,7 @@ struct Flags {
     /// The seed of the first run; the others follow from it.
     #[arg(long)]
     seed: Option<u64>,
-    /// A mistake made on purpose: early, flush or checksum.
+    /// A mistake made on purpose: early, flush, checksum or evictions.
     #[arg(long, value_parser = parse_bug)]
     bug: Option<Bug>,
 }
@@ -33,7 +33,8 @@ fn parse_bug(text: &str) -> Result<Bug, String> {
         "early" => Ok(Bug::AcknowledgesEarly),
         "flush" => Ok(Bug::IgnoresFailedFlush),
         "checksum" => Ok(Bug::SkipsChecksum),
-        _ => Err(String::from("expected early, flush or checksum")),
+        "evictions" => Ok(Bug::LosesEvictions),
+        _ => Err(String::from("expected early, flush, checksum or evictions")),
     }
 }
 

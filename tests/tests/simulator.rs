@@ -49,6 +49,9 @@ fn crashes_take_nothing_that_anybody_was_shown() {
         tally.snapshots > 300 && tally.failed_snapshots > 300 && tally.starts_from_snapshots > 500,
         "{tally}"
     );
+    assert!(tally.full_snapshots > 50 && tally.full_in_the_middle > 15, "{tally}");
+    assert!(tally.evicted > 4000 && tally.full_memories > 2000, "{tally}");
+    assert!(tally.emptied > 200 && tally.asked > 20, "{tally}");
     assert!(tally.pushes > 10_000 && tally.cached > 50_000, "{tally}");
     assert!(tally.lost_records > 1000 && tally.refused > 1000 && tally.replies > 100 * tally.runs, "{tally}");
 }

@@ -141,6 +141,8 @@ pub enum Mistake {
     TellsEarly,
     /// What a command over several shards changed is told by the shard that had it, when that has it back.
     TellsLate,
+    /// Who has read a key that is evicted is not told.
+    ForgetsEvictions,
 }
 
 /// What a shard keeps for tracking beside its table.
@@ -519,7 +521,11 @@ impl Shared {
         let waits = self.journal.as_ref().is_some_and(|journal| journal.class() == Durability::Always)
             && self.trackers.mistake != Some(Mistake::TellsEarly);
         let changed = if waits { record.unwrap_or(latest) } else { 0 };
+        let forgets_evictions = self.trackers.mistake == Some(Mistake::ForgetsEvictions);
         for Fired { key, cause, targets } in fired {
+            if forgets_evictions && cause == Cause::Evicted {
+                continue;
+            }
             let lsn = match cause {
                 Cause::Full => 0,
                 // That a key expired says that it was there. Who finds it gone waits for no more than this.

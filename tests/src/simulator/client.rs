@@ -8,12 +8,24 @@ use super::tracker::Tracker;
 use crate::oracle::value::{Unparsed, Value};
 use crate::random::Random;
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 use store::session::Durability;
 
 /// Values of every kind of length.
 pub(super) const TEXTS: [Key; 6] = [b"k0", b"k1", b"k2", b"k3", b"k4", b"k5"];
 /// Numbers.
 pub(super) const COUNTERS: [Key; 2] = [b"n0", b"n1"];
+/// More keys, in some runs: so many that segments are not emptied, and memory not made, at a stroke.
+static CROWD: LazyLock<Vec<Key>> = LazyLock::new(|| {
+    let name = |number: u8| -> Key { vec![b'c', b'0' + number / 10, b'0' + number % 10].leak() };
+    (0..96).map(name).collect()
+});
+
+/// All keys that clients write.
+pub(super) fn all_keys() -> impl Iterator<Item = Key> {
+    TEXTS.into_iter().chain(COUNTERS).chain(CROWD.iter().copied())
+}
+
 /// Replies that a client may wait for at once.
 const OUTSTANDING_MAX: usize = 40;
 
@@ -54,6 +66,8 @@ pub struct Client {
     floor: u64,
     acts_at: u64,
     think: u64,
+    /// Whether it uses the many keys.
+    is_crowded: bool,
     /// Whether values of several blocks are written.
     long_values: bool,
     /// It keeps what it reads as long as it is not told that it has changed.
@@ -64,8 +78,10 @@ pub struct Client {
     compared: u64,
     /// Replies that it got.
     pub replies: u64,
-    /// Writes that were refused.
+    /// Writes that were refused, and those of them for want of memory.
     pub refused: u64,
+    /// See there.
+    pub full: u64,
 }
 
 /// What a run shares between its clients.
@@ -82,6 +98,11 @@ impl Tokens {
         };
         Text { token: Token(self.0), filler: random.below(longest) }
     }
+
+    fn long_text(&mut self, random: &mut Random) -> Text {
+        self.0 += 1;
+        Text { token: Token(self.0), filler: random.below(6000) }
+    }
 }
 
 /// What RESP3 says otherwise.
@@ -95,7 +116,14 @@ fn as_resp2(value: Value) -> Value {
 
 impl Client {
     /// A client that is not connected yet.
-    pub fn new(name: usize, seed: u64, shards: usize, server_class: Durability, now: u64) -> Client {
+    pub fn new(
+        name: usize,
+        seed: u64,
+        shards: usize,
+        server_class: Durability,
+        is_crowded: bool,
+        now: u64,
+    ) -> Client {
         let mut random = Random::new(seed);
         let think = *random.pick(&[100_000, 2_000_000, 20_000_000, 300_000_000]);
         let is_http = name > 0 && random.chance(25);
@@ -116,9 +144,11 @@ impl Client {
             floor: 0,
             acts_at: now + random.next_u64() % think,
             think,
+            is_crowded,
             long_values: random.chance(30),
             replies: 0,
             refused: 0,
+            full: 0,
             random,
         }
     }
@@ -284,7 +314,7 @@ impl Client {
             for sent in &mut self.outstanding {
                 match key {
                     Some(key) => sent.stale.push(key),
-                    None => sent.stale.extend(TEXTS.into_iter().chain(COUNTERS)),
+                    None => sent.stale.extend(all_keys()),
                 }
             }
         }
@@ -377,6 +407,7 @@ impl Client {
         }
         if reply.is_error() {
             self.refused += 1;
+            self.full += u64::from(reply.show().starts_with("-OOM"));
         }
         let client = self.name;
         let what = || format!("client {client}: {:?} answered with {}", sent.command, reply.show());
@@ -430,7 +461,11 @@ impl Client {
             (201 | 204, Some(Command::Set { .. })) => Value::Line(b'+', b"OK".to_vec()),
             (204, Some(Command::Del(_))) => integer(b"1"),
             (404, Some(Command::Del(_))) => integer(b"0"),
-            (503, _) => Value::Line(b'-', [b"MISCONF ", &body[..]].concat()),
+            (503, _) => {
+                let is_full = body.windows(9).any(|word| word == b"maxmemory");
+                let why: &[u8] = if is_full { b"OOM " } else { b"MISCONF " };
+                Value::Line(b'-', [why, &body[..]].concat())
+            }
             _ => return Err(wrong()),
         }))
     }
@@ -482,7 +517,32 @@ impl Client {
         Command::Set { key, text, px: None, nx: false, get: false }
     }
 
+    fn draw_of_crowd(&mut self, tokens: &mut Tokens) -> Command {
+        let first = self.random.below(CROWD.len());
+        let keys = CROWD.iter().copied().cycle().skip(first);
+        match self.random.below(10) {
+            0..4 => {
+                let keys = keys.take(4 + self.random.below(28));
+                Command::Mset(keys.map(|key| (key, tokens.text(&mut self.random, false))).collect())
+            }
+            4 | 5 => Command::Mget(keys.take(2 + self.random.below(6)).collect()),
+            6 => {
+                let text = tokens.long_text(&mut self.random);
+                Command::Set { key: CROWD[first], text, px: None, nx: false, get: false }
+            }
+            7 => {
+                let text = tokens.text(&mut self.random, false);
+                Command::Setex(CROWD[first], text, 1 + self.random.next_u64() % 3)
+            }
+            8 => Command::Del(CROWD[first]),
+            _ => Command::Get(CROWD[first]),
+        }
+    }
+
     fn draw_plain(&mut self, tokens: &mut Tokens) -> Command {
+        if self.is_crowded && self.random.chance(25) {
+            return self.draw_of_crowd(tokens);
+        }
         let key = *self.random.pick(&TEXTS);
         let counter = *self.random.pick(&COUNTERS);
         let any = if self.random.chance(20) { counter } else { key };

@@ -134,6 +134,13 @@ impl State {
         self != before
     }
 
+    /// The same without some keys.
+    pub fn without(&self, keys: &[&[u8]]) -> State {
+        let mut state = self.clone();
+        keys.iter().for_each(|key| _ = state.0.insert(key.to_vec(), None));
+        state
+    }
+
     /// Whether the state that was found is this one.
     pub fn accounts_for(&self, found: &State) -> bool {
         self.0.iter().all(|(key, expected)| match (expected, found.0.get(key).unwrap_or(&None)) {
@@ -423,6 +430,19 @@ impl Command {
             | Command::Ping => false,
             Command::Transaction(commands) => commands.iter().any(Command::writes),
             _ => true,
+        }
+    }
+
+    /// Whether it can be refused for want of memory.
+    pub fn grows(&self) -> bool {
+        match self {
+            Command::Set { .. }
+            | Command::Setex(..)
+            | Command::Append(..)
+            | Command::Mset(_)
+            | Command::Incrby(..) => true,
+            Command::Transaction(commands) => commands.iter().any(Command::grows),
+            _ => false,
         }
     }
 

@@ -30,7 +30,7 @@ pub enum Lie {
     ForgetsSnapshots,
 }
 
-/// Of a hundred operations, how many go wrong so.
+/// Of a hundred operations, how many go wrong so; and what else does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Troubles {
     /// Writes of blocks that take a part only.
@@ -41,6 +41,8 @@ pub struct Troubles {
     pub other_failures: usize,
     /// Operations on the files of snapshots that fail.
     pub snapshot_failures: usize,
+    /// Bytes of snapshots that can be written until the disk is full: not every file system can set room aside.
+    pub snapshot_room: Option<usize>,
 }
 
 /// What the disk was doing when the process ended.
@@ -180,6 +182,8 @@ pub struct Disk {
     pub fuse: Option<usize>,
     /// Writes of blocks, or flushes of them, that failed.
     pub failed: u64,
+    /// Snapshots that there was no room for, when they began and in the middle.
+    pub without_room: (u64, u64),
 }
 
 impl Disk {
@@ -196,6 +200,7 @@ impl Disk {
             troubles: Troubles::default(),
             fuse: None,
             failed: 0,
+            without_room: (0, 0),
         }
     }
 
@@ -397,7 +402,10 @@ impl Disk {
                 Ok(0)
             }
             SnapshotAction::Reserve { length } => match self.used() + length as usize > self.capacity {
-                true => Err(Errno::ENOSPC),
+                true => {
+                    self.without_room.0 += 1;
+                    Err(Errno::ENOSPC)
+                }
                 false => {
                     self.file(temporary).length = length as usize;
                     Ok(0)
@@ -410,10 +418,15 @@ impl Disk {
                 if self.random.chance(self.troubles.short_writes) {
                     length = self.random.below(length / SECTOR_BYTES) * SECTOR_BYTES;
                 }
+                let room = self.troubles.snapshot_room;
+                length = room.map_or(length, |room| length.min(room / SECTOR_BYTES * SECTOR_BYTES));
+                self.troubles.snapshot_room = room.map(|room| room - length);
                 let write = Written { offset: offset as usize, bytes: bytes[..length].to_vec() };
                 self.file(temporary).volatile.push(write);
                 returned = Some(buffer);
-                Ok(length)
+                let is_full = room.is_some() && length == 0;
+                self.without_room.1 += u64::from(is_full);
+                if is_full { Err(Errno::ENOSPC) } else { Ok(length) }
             }
             SnapshotAction::Flush => {
                 if self.lie != Some(Lie::ForgetsSnapshots) {

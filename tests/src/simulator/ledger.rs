@@ -8,10 +8,12 @@
 
 use super::clock::SimClock;
 use super::command::{Command, State, Stored, TOKEN_BYTES, Token, Verdict, parse_token};
+use super::memory::may_evict;
 use super::trace;
 use crate::oracle::value::Value;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use store::eviction::EvictionPolicy;
 use store::mutation::Mutation;
 
 /// A version that a key had from a record on.
@@ -29,6 +31,9 @@ struct Executed {
     payload: Vec<u8>,
     at: u64,
 }
+
+/// Of the states that do not explain a reply, so many are told.
+const REASONS_MAX: usize = 8;
 
 /// When a command can have been executed.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +72,12 @@ pub struct Ledger {
     /// Handed over before one with a lower number.
     early: BTreeMap<u64, Executed>,
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
+    /// By record the keys that it removes before it does anything else to them: they may have been evicted.
+    gone: BTreeMap<u64, Vec<Vec<u8>>>,
+    /// Removals of keys, ever.
+    removals: u64,
+    /// The server's memory is bounded, and this is what becomes of the rest.
+    pub policy: Option<EvictionPolicy>,
     tokens: HashMap<Token, u64>,
     /// Of writes that were refused, or lost with a crash: they must not appear.
     banned: HashSet<Token>,
@@ -87,6 +98,11 @@ impl Ledger {
     /// The last record that anybody was promised.
     pub fn promised(&self) -> u64 {
         self.promised.0
+    }
+
+    /// Removals of keys that were logged, ever.
+    pub fn removals(&self) -> u64 {
+        self.removals
     }
 
     /// A record is still missing before others.
@@ -111,6 +127,7 @@ impl Ledger {
 
     fn fold(&mut self, lsn: u64, payload: &[u8]) -> Result<(), String> {
         let mut rest = payload;
+        let (mut gone, mut changed) = (Vec::new(), HashSet::new());
         while !rest.is_empty() {
             let mutation = Mutation::decode(&mut rest).map_err(|error| format!("LSN {lsn}: {error}"))?;
             trace!("executed: LSN {lsn} {mutation:?}");
@@ -119,6 +136,7 @@ impl Ledger {
                 keys.iter().for_each(|key| self.put(key, lsn, None));
                 continue;
             };
+            let is_first = changed.insert(key.to_vec());
             let before = self.keys.get(key).and_then(|versions| versions.last()?.stored.clone());
             let mut written: &[u8] = b"";
             let after = match (mutation, before) {
@@ -134,7 +152,11 @@ impl Ledger {
                 (Mutation::SetExpiry { expires_at, .. }, Some(stored)) => {
                     Some(Stored { expires_ms: expires_at, ..stored })
                 }
-                (Mutation::Remove { .. }, _) => None,
+                (Mutation::Remove { .. }, _) => {
+                    self.removals += 1;
+                    gone.extend(is_first.then(|| key.to_vec()));
+                    None
+                }
                 (other, before) => return Err(format!("LSN {lsn}: {other:?} of {before:?}")),
             };
             if let Some(token) = written.last_chunk::<TOKEN_BYTES>().and_then(parse_token) {
@@ -146,6 +168,9 @@ impl Ledger {
                 }
             }
             self.put(key, lsn, after);
+        }
+        if !gone.is_empty() {
+            self.gone.insert(lsn, gone);
         }
         Ok(())
     }
@@ -170,6 +195,21 @@ impl Ledger {
     fn state(&self, keys: &[&[u8]], lsn: u64) -> State {
         let stored = |key: &&[u8]| self.version(key, lsn).and_then(|version| version.stored.clone());
         keys.iter().map(|key| (key.to_vec(), stored(key))).collect()
+    }
+
+    /// The keys that may have been evicted to make room for a command which made the record: its removals come first in it,
+    /// but for what other shards lent.
+    fn evicted_for(&self, keys: &[&[u8]], lsn: u64) -> Vec<Vec<&[u8]>> {
+        let (Some(policy), Some(gone)) = (self.policy, self.gone.get(&lsn)) else { return Vec::new() };
+        let may_go = |key: &&[u8]| {
+            let stored = self.version(key, lsn - 1).and_then(|version| version.stored.as_ref());
+            let may = |stored: &Stored| may_evict(policy, stored.expires_ms.is_some());
+            keys.contains(key) && stored.is_some_and(may)
+        };
+        let gone: Vec<&[u8]> = gone.iter().map(Vec::as_slice).filter(may_go).collect();
+        let begins = if gone.len() > 12 { 0..1 } else { 0..gone.len() };
+        let ranges = begins.flat_map(|begin| (begin + 1..=gone.len()).map(move |end| begin..end));
+        ranges.map(|range| gone[range].to_vec()).collect()
     }
 
     /// All keys that ever were.
@@ -256,7 +296,9 @@ impl Ledger {
         let tokens = command.tokens();
         if reply.is_error() {
             let text = reply.show();
-            if !command.writes() || !(text.starts_with("-MISCONF") || text.starts_with("-EXECABORT")) {
+            let is_full = self.policy.is_some() && text.starts_with("-OOM") && command.grows();
+            let is_refused = text.starts_with("-MISCONF") || text.starts_with("-EXECABORT");
+            if !(is_full || command.writes() && is_refused) {
                 return Err(format!("{command:?} was answered with {text}"));
             }
             if let Some(token) = tokens.iter().find(|token| self.tokens.contains_key(token)) {
@@ -284,55 +326,65 @@ impl Ledger {
         }
         states.sort_unstable();
         states.dedup();
-        let mut reasons = Vec::new();
         trace!("{}: {command:?} -> {}", window.until, reply.show());
-        for &lsn in states.iter().filter(|lsn| (window.from..=latest).contains(lsn)) {
-            let mut state = self.state(&keys, lsn);
-            let before = state.clone();
-            match command.execute(&mut state, reply, low_ms, high_ms) {
-                Verdict::Unclear => {
-                    // A key came to its end meanwhile. What is known of it all the same:
-                    let written = tokens.iter().find_map(|token| self.tokens.get(token));
-                    return Ok(written.copied().unwrap_or(0));
-                }
-                Verdict::No(why) => reasons.push(format!("after LSN {lsn}: {why}, of {before:?}")),
-                Verdict::Yes if !state.differs(&before) => {
-                    let seen = keys.iter().filter_map(|key| self.version(key, lsn));
-                    let seen = seen.map(|version| version.lsn).max().unwrap_or(0);
-                    if shows {
-                        let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
-                        self.show(&keys, lsn, low_ms);
+        let own = |lsn| tokens.iter().all(|token| self.lsn_of(*token).is_none_or(|own| own == lsn));
+        let mut found = None;
+        let mut reasons = VecDeque::new();
+        'found: for &lsn in states.iter().filter(|lsn| (window.from..=latest).contains(lsn)) {
+            let before = self.state(&keys, lsn);
+            let is_own = command.writes() && lsn < latest && own(lsn + 1);
+            // Only where nothing else explains it.
+            let evicted = if is_own { self.evicted_for(&keys, lsn + 1) } else { Vec::new() };
+            for evicted in [Vec::new()].into_iter().chain(evicted) {
+                let before = before.without(&evicted);
+                let mut state = before.clone();
+                let why = match command.execute(&mut state, reply, low_ms, high_ms) {
+                    Verdict::Unclear => {
+                        // A key came to its end meanwhile. What is known of it all the same:
+                        let written = tokens.iter().find_map(|token| self.tokens.get(token));
+                        return Ok(written.copied().unwrap_or(0));
                     }
-                    return Ok(seen);
-                }
-                Verdict::Yes => {
-                    if lsn == latest {
-                        reasons.push(format!(
-                            "after LSN {lsn}: it would be the next record, which is not there"
-                        ));
-                        continue;
+                    Verdict::No(why) => why,
+                    Verdict::Yes if !state.differs(&before) => {
+                        // That it was evicted stands in the record.
+                        let lsn = lsn + u64::from(!evicted.is_empty());
+                        let seen = keys.iter().filter_map(|key| self.version(key, lsn));
+                        found = Some((lsn, seen.map(|version| version.lsn).max().unwrap_or(0)));
+                        break 'found;
                     }
-                    let after = self.state(&keys, lsn + 1);
-                    match state.accounts_for(&after)
-                        && tokens.iter().all(|token| self.lsn_of(*token).is_none_or(|own| own == lsn + 1))
-                    {
+                    Verdict::Yes if lsn == latest => {
+                        String::from("it would be the next record, which is not there")
+                    }
+                    Verdict::Yes => match state.accounts_for(&self.state(&keys, lsn + 1)) && own(lsn + 1) {
                         true => {
-                            if shows {
-                                let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
-                                self.show(&keys, lsn + 1, low_ms);
-                            }
-                            return Ok(lsn + 1);
+                            found = Some((lsn + 1, lsn + 1));
+                            break 'found;
                         }
-                        false => reasons.push(format!("LSN {} is {after:?}, not {state:?}", lsn + 1)),
-                    }
+                        false => format!("it would leave {state:?}"),
+                    },
+                };
+                reasons.push_back((lsn, why));
+                if reasons.len() > REASONS_MAX {
+                    reasons.pop_front();
                 }
             }
         }
+        if let Some((lsn, depends_on)) = found {
+            if shows {
+                let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+                self.show(&keys, lsn, low_ms);
+            }
+            return Ok(depends_on);
+        }
+        let reasons = reasons.iter().map(|(lsn, why)| {
+            let (before, after) = (self.state(&keys, *lsn), self.state(&keys, lsn + 1));
+            format!("after LSN {lsn}: {why}, of {before:?}, and then there is {after:?}")
+        });
         Err(format!(
             "{command:?} was answered with {}, which nothing explains; LSNs {} to {latest}: {}",
             reply.show(),
             window.from,
-            reasons.join("; ")
+            reasons.collect::<Vec<_>>().join("; ")
         ))
     }
 
@@ -437,6 +489,7 @@ impl Ledger {
         }
         self.executed.truncate(last as usize);
         self.early.clear();
+        self.gone.split_off(&(last + 1));
         for versions in self.keys.values_mut() {
             versions.truncate(versions.partition_point(|version| version.lsn <= last));
         }

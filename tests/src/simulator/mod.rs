@@ -20,6 +20,7 @@
 //! | [`tracker`] | what clients keep, and are told to drop |
 //! | [`command`] | the commands, and the model of what they answer |
 //! | [`ledger`] | what was executed and promised, and what must come back |
+//! | [`memory`] | how much memory there is; keys evicted, segments emptied |
 //! | [`snapshots`] | who takes snapshots, and where a start reads them |
 //! | [`campaign`] | many seeds on all cores, and what they came to |
 
@@ -29,6 +30,7 @@ pub mod clock;
 pub mod command;
 pub mod disk;
 pub mod ledger;
+pub mod memory;
 pub mod net;
 pub mod server;
 pub mod snapshots;
@@ -50,6 +52,7 @@ use clock::SimClock;
 use command::Stored;
 use disk::{Disk, Lie, Troubles};
 use ledger::{Ledger, Loss};
+use memory::Bound;
 use net::Net;
 use reactor::io::log_files::{LogWriteMode, checksum};
 use reactor::server::log_handle::LogState;
@@ -80,21 +83,25 @@ pub enum Bug {
     SkipsChecksum,
     /// Lets the log go when a snapshot has its name, flushed or not.
     TrustsUnflushedSnapshots,
+    /// Evicts keys and does not log it.
+    LosesEvictions,
     /// Something of client tracking.
     Tracking(Mistake),
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 8] = [
+    pub const ALL: [Bug; 10] = [
         Bug::AcknowledgesEarly,
         Bug::IgnoresFailedFlush,
         Bug::SkipsChecksum,
         Bug::TrustsUnflushedSnapshots,
+        Bug::LosesEvictions,
         Bug::Tracking(Mistake::RegistersLate),
         Bug::Tracking(Mistake::ForgetsRedirection),
         Bug::Tracking(Mistake::PushesFirst),
         Bug::Tracking(Mistake::TellsEarly),
+        Bug::Tracking(Mistake::ForgetsEvictions),
     ];
 }
 
@@ -121,6 +128,10 @@ pub struct Tally {
     pub snapshots: u64,
     /// See there.
     pub failed_snapshots: u64,
+    /// Snapshots that the disk had no room for, when they began and in the middle.
+    pub full_snapshots: u64,
+    /// See there.
+    pub full_in_the_middle: u64,
     /// Starts from a snapshot.
     pub starts_from_snapshots: u64,
     /// Servers that ended because a page of the snapshot they lived on was damaged.
@@ -135,6 +146,17 @@ pub struct Tally {
     pub replies: u64,
     /// Of them, writes that were refused.
     pub refused: u64,
+    /// Those for want of memory, and keys evicted.
+    pub full_memories: u64,
+    /// See there.
+    pub evicted: u64,
+    /// Segments of the arena emptied, how many others were to be, and images that began when one was half
+    /// empty.
+    pub emptied: u64,
+    /// See there.
+    pub asked: u64,
+    /// See there.
+    pub interrupted: u64,
     /// Invalidations that clients got, and values in their caches that were judged.
     pub pushes: u64,
     /// See there.
@@ -161,6 +183,8 @@ impl Tally {
         self.damage_refused += other.damage_refused;
         self.snapshots += other.snapshots;
         self.failed_snapshots += other.failed_snapshots;
+        self.full_snapshots += other.full_snapshots;
+        self.full_in_the_middle += other.full_in_the_middle;
         self.starts_from_snapshots += other.starts_from_snapshots;
         self.damage_served += other.damage_served;
         self.quiet_ends += other.quiet_ends;
@@ -168,6 +192,11 @@ impl Tally {
         self.lost_records += other.lost_records;
         self.replies += other.replies;
         self.refused += other.refused;
+        self.full_memories += other.full_memories;
+        self.evicted += other.evicted;
+        self.emptied += other.emptied;
+        self.asked += other.asked;
+        self.interrupted += other.interrupted;
         self.pushes += other.pushes;
         self.cached += other.cached;
         self.steps += other.steps;
@@ -180,8 +209,8 @@ impl fmt::Display for Tally {
             f,
             "{} runs, {} crashes ({} power cuts, {} kills, {} cut while recovering), {} stops, {} failed logs, {} full \
              disks, {} starts refused for flipped bits, {} servers ended for them, {} snapshots and {} that failed, {} \
-             starts from one, {} quiet ends; {} records, {} of them lost unpromised; {} \
-             replies judged, {} writes refused; {} invalidations, {} cached values judged; {} steps",
+             without room from the beginning and {} in the middle, {} starts from one, {} quiet ends; {} records, {} of them lost unpromised; {} \
+             replies judged, {} writes refused, {} of them for want of memory; {} keys evicted; {} segments emptied, {} of them asked for, {} half empty when an image began; {} invalidations, {} cached values judged; {} steps",
             self.runs,
             self.crashes(),
             self.power_cuts,
@@ -194,12 +223,19 @@ impl fmt::Display for Tally {
             self.damage_served,
             self.snapshots,
             self.failed_snapshots,
+            self.full_snapshots,
+            self.full_in_the_middle,
             self.starts_from_snapshots,
             self.quiet_ends,
             self.records,
             self.lost_records,
             self.replies,
             self.refused,
+            self.full_memories,
+            self.evicted,
+            self.emptied,
+            self.asked,
+            self.interrupted,
             self.pushes,
             self.cached,
             self.steps
@@ -252,6 +288,14 @@ struct Run {
     flips: bool,
     /// Snapshots are taken.
     snapshots: bool,
+    /// Memory is bounded.
+    is_bounded: bool,
+    /// Segments are emptied at any moment.
+    compacts: bool,
+    /// There are many keys.
+    is_crowded: bool,
+    /// See [`Bug::LosesEvictions`].
+    loses_evictions: bool,
     mistake: Option<Mistake>,
     /// The disk takes its time in this life.
     is_slow: bool,
@@ -271,7 +315,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
         Some(Bug::AcknowledgesEarly) => Some(Lie::CompletesBeforeFlush),
         Some(Bug::IgnoresFailedFlush) => Some(Lie::HidesFailures),
         Some(Bug::TrustsUnflushedSnapshots) => Some(Lie::ForgetsSnapshots),
-        Some(Bug::SkipsChecksum | Bug::Tracking(_)) | None => None,
+        Some(Bug::SkipsChecksum | Bug::LosesEvictions | Bug::Tracking(_)) | None => None,
     };
     let block_bytes_max = *random.pick(&[4096, 4096, 8192, 16_384]);
     let clock = SimClock::new(*random.pick(&[50, 200, 1000, 5000]));
@@ -290,6 +334,10 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Tally, String> {
         flips: random.chance(10) || bug == Some(Bug::SkipsChecksum),
         // Threads that apply records would compute honest checksums of its pages.
         snapshots: random.chance(40) && bug != Some(Bug::SkipsChecksum),
+        is_bounded: random.chance(30),
+        compacts: random.chance(50),
+        is_crowded: random.chance(30),
+        loses_evictions: bug == Some(Bug::LosesEvictions),
         mistake: match bug {
             Some(Bug::Tracking(mistake)) => Some(mistake),
             _ => None,
@@ -321,10 +369,14 @@ impl Run {
             Net::new(self.random.next_u64(), setup.shards, *self.random.pick(&[5000, 200_000, 5_000_000]));
         let net = Rc::new(RefCell::new(net));
         let seed = self.random.next_u64();
-        let mut server = Server::start(&self.disk, &self.clock, &net, &setup, found, seed)?;
+        let mut server = Server::start(&self.disk, &self.clock, &net, &setup, found, &self.ledger, seed)?;
+        self.ledger.policy = setup.memory.map(|bound| bound.policy);
         let now = self.clock.nanos();
         let mut clients: Vec<Client> = (0..1 + self.random.below(4))
-            .map(|name| Client::new(name, self.random.next_u64(), setup.shards, self.class, now))
+            .map(|name| {
+                let seed = self.random.next_u64();
+                Client::new(name, seed, setup.shards, self.class, self.is_crowded, now)
+            })
             .collect();
         clients[0].audit(&mut net.borrow_mut(), &self.ledger, now);
         trace!("{now}: a life on {} shards, {} clients, LSN {}", setup.shards, clients.len(), next_lsn);
@@ -341,12 +393,20 @@ impl Run {
         for client in &clients {
             self.tally.replies += client.replies;
             self.tally.refused += client.refused;
+            self.tally.full_memories += client.full;
             self.tally.pushes += client.pushes();
             self.tally.cached += client.compared();
         }
         let (taken, failed) = server.snapshots();
         self.tally.snapshots += taken;
         self.tally.failed_snapshots += failed;
+        let (early, late) = std::mem::take(&mut self.disk.borrow_mut().without_room);
+        self.tally.full_snapshots += early;
+        self.tally.full_in_the_middle += late;
+        self.tally.evicted += server.chores.evicted;
+        self.tally.emptied += server.chores.emptied;
+        self.tally.asked += server.chores.asked;
+        self.tally.interrupted += server.chores.interrupted;
         let end = match done {
             // As the process would, before anything more leaves.
             Err(why) if self.is_rotten && why.contains("the snapshot that is being served is damaged") => {
@@ -519,6 +579,9 @@ impl Run {
             helper_delay: delay(random, self.is_slow),
             checksum: self.checksum,
             tracking_pairs_max: *random.pick(&[3, 1_000_000, 1_000_000]),
+            memory: (self.is_bounded && random.chance(80)).then(|| Bound::draw(random)),
+            compacts: self.compacts,
+            loses_evictions: self.loses_evictions,
             mistake: self.mistake,
             snapshots: self.snapshots.then(|| Schedule {
                 log_bytes: *random.pick(&[0, 20_000, 200_000]),
@@ -550,11 +613,13 @@ impl Run {
                     2 | 3 => disk.capacity = disk.used() + self.random.below(3) * self.segment_bytes as usize,
                     4 => disk.troubles.short_writes = percent.min(60),
                     5 => disk.troubles.snapshot_failures = percent.min(20),
+                    6 => disk.troubles.snapshot_room = Some(self.random.below(8 << 20)),
                     _ => {}
                 }
             }
-            if trouble == 2 && step == trouble_at + steps / 3 {
-                self.disk.borrow_mut().capacity = usize::MAX;
+            if matches!(trouble, 2 | 6) && step == trouble_at + steps / 3 {
+                let disk = &mut *self.disk.borrow_mut();
+                (disk.capacity, disk.troubles.snapshot_room) = (usize::MAX, None);
             }
             if self.snapshots && self.random.below(200) == 0 {
                 server.wish_snapshot();

@@ -7,6 +7,7 @@
 use super::clock::SimClock;
 use super::disk::{Disk, InFlight, Troubles};
 use super::ledger::Ledger;
+use super::memory::{Bound, Chores};
 use super::net::{Net, SimDriver};
 use super::snapshots::{Asides, SimSnapshots, Taker, settle_asides};
 use super::trace;
@@ -70,6 +71,12 @@ pub struct Setup {
     pub snapshots: Option<Schedule>,
     /// See `tracking-table-max-pairs`.
     pub tracking_pairs_max: u64,
+    /// How much memory it may take.
+    pub memory: Option<Bound>,
+    /// Segments of the arena are emptied that nobody would choose, and in many turns.
+    pub compacts: bool,
+    /// Evictions are not logged: a mistake made on purpose.
+    pub loses_evictions: bool,
     /// See [`Mistake`].
     pub mistake: Option<Mistake>,
 }
@@ -145,6 +152,8 @@ pub struct Server {
     taker: Option<Taker>,
     /// Snapshots that were found damaged meanwhile.
     asides: Asides,
+    /// Keys evicted, segments emptied.
+    pub chores: Chores,
     /// The log was told to close.
     is_closing: bool,
     /// What was durable when the log failed.
@@ -304,6 +313,7 @@ impl Server {
         net: &Rc<RefCell<Net>>,
         setup: &Setup,
         found: Found,
+        ledger: &Ledger,
         seed: u64,
     ) -> Result<Server, String> {
         let mut random = Random::new(seed);
@@ -311,7 +321,10 @@ impl Server {
         let now = clock.now();
         let Found { restored, asides, seeds } = found;
         let Restored { keyspaces, hash_seed, recovered, served, snapshot: started_from, .. } = restored;
+        let bound = setup.memory;
         let config = Config {
+            maxmemory: bound.map_or(0, |bound| bound.maxmemory(&keyspaces)),
+            maxmemory_policy: bound.map_or_else(Default::default, |bound| bound.policy),
             hop_queue: setup.hop_queue as u32,
             tracking_table_max_pairs: setup.tracking_pairs_max,
             ..Config::default()
@@ -370,6 +383,9 @@ impl Server {
             }
             engine.keep_journal(Journal::new(handle.shared().lsns(), setup.class));
             engine.shared_mut().trackers.mistake = setup.mistake;
+            if setup.compacts {
+                engine.shared_mut().compact_budget = 1;
+            }
             let log = LogEnd::new(handle, Arc::clone(&bell), false).with_window(setup.window);
             let role = |transport, port: u16| ListenerRole {
                 transport,
@@ -404,6 +420,7 @@ impl Server {
             helping: (0, 0),
             taker,
             asides,
+            chores: Chores::new(count, setup, &status, ledger),
             is_closing: false,
             failed_at: None,
         })
@@ -512,6 +529,8 @@ impl Server {
             Stage::Last(_) => self.last_turn(index),
             Stage::Waiting(_) => {
                 shard.driver_mut().collect();
+                let keyspace = &mut shard.pipeline_mut().engine_mut().shared_mut().keyspace;
+                self.chores.begin(index, keyspace, &mut self.random, self.clock.now());
                 let Halt { rests, stall } = shard.turn().map_err(failed)?;
                 assert_eq!(stall.0, 0, "no client asks for DEBUG SLEEP");
                 let now = self.clock.nanos();
@@ -530,9 +549,12 @@ impl Server {
                     self.inbox.push_back(message);
                 }
                 // Under `everysec` they are kept back for a while; whoever wrote them has his answer.
-                let journal = shard.pipeline_mut().engine_mut().shared_mut().journal.as_ref();
+                let shared = shard.pipeline_mut().engine_mut().shared_mut();
+                let journal = shared.journal.as_ref();
                 let kept = journal.map(|journal| journal.records().iter());
                 kept.into_iter().flatten().try_for_each(|(lsn, payload)| execute(lsn, payload))?;
+                self.chores.end(index, &shared.keyspace, ledger)?;
+                self.chores.begin(index, &mut shared.keyspace, &mut self.random, self.clock.now());
                 if rests {
                     let Some(log) = shard.log() else { unreachable!("it has one") };
                     log.prepare_rest();

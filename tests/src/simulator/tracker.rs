@@ -7,7 +7,7 @@
 //! of every key may not be told more often than it was changed durably: an invalidation that comes early shows
 //! what a crash could take back.
 
-use super::client::{COUNTERS, TEXTS};
+use super::client::all_keys;
 use super::command::{Command, Key};
 use super::ledger::{Ledger, Point};
 use super::net::{Net, WireId};
@@ -59,7 +59,7 @@ pub struct Tracker {
 }
 
 fn named(key: &[u8]) -> Option<Key> {
-    TEXTS.into_iter().chain(COUNTERS).find(|known| *known == key)
+    all_keys().find(|known| *known == key)
 }
 
 impl Tracker {
@@ -247,7 +247,7 @@ impl Tracker {
                 let written = written.filter_map(named).chain(stale.iter().copied());
                 let stale: Vec<Key> =
                     match commands.iter().any(|command| matches!(command, Command::Flushall)) {
-                        true => TEXTS.into_iter().chain(COUNTERS).collect(),
+                        true => all_keys().collect(),
                         false => written.collect(),
                     };
                 let pairs = commands.iter().zip(replies);
