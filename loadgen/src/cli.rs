@@ -3,7 +3,7 @@
 use crate::audit::plan::AuditArgs;
 use crate::caching::CachingArgs;
 use crate::calibrate::CalibrateArgs;
-use crate::client::{Load, Plan, Stop};
+use crate::client::{Load, Plan, Stop, warm_up};
 use crate::presets::{self, Preset};
 use crate::replay::ReplayArgs;
 use crate::report::overlay::ReportArgs;
@@ -96,6 +96,15 @@ pub struct DemoArgs {
     pub seed: u64,
 }
 
+/// When the warm-up ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WarmUpWish {
+    /// After this time.
+    For(Duration),
+    /// When latency has settled.
+    Tested,
+}
+
 /// Closed or open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LoopKind {
@@ -152,9 +161,9 @@ pub struct RunArgs {
     /// Measure this many requests in place of a time. All connections together, as in redis-benchmark.
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub requests: Option<u64>,
-    /// Discarded before the measurement.
-    #[arg(long, default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
-    pub warmup: Duration,
+    /// Discarded before the measurement: a time, or auto: 2s to 30s, until the latency's medians show no trend any more.
+    #[arg(long, default_value = "1s", value_parser = parse_warmup, value_name = "TIME|auto")]
+    pub warmup: WarmUpWish,
     /// How long replies are awaited after it.
     #[arg(long, default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
     pub drain: Duration,
@@ -384,6 +393,13 @@ pub fn parse_target(text: &str) -> Result<ParsedTarget, String> {
     }
 }
 
+fn parse_warmup(text: &str) -> Result<WarmUpWish, String> {
+    match text {
+        "auto" => Ok(WarmUpWish::Tested),
+        time => parse_duration(time).map(WarmUpWish::For).map_err(|why| format!("{why}, or auto")),
+    }
+}
+
 /// Reads `5s`, `500ms`, `2m` or seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic() || character == 'µ');
@@ -579,7 +595,11 @@ impl RunArgs {
             connections: self.connections as usize,
             load,
             prefill: self.prefill,
-            warmup_ns: self.warmup.as_nanos() as u64,
+            warmup_ns: match self.warmup {
+                WarmUpWish::For(time) => time.as_nanos() as u64,
+                WarmUpWish::Tested => warm_up::SHORTEST_NS,
+            },
+            warmup_is_tested: self.warmup == WarmUpWish::Tested,
             stop: match self.requests {
                 Some(count) => Stop::Requests(count),
                 None => Stop::After(self.duration.as_nanos() as u64),

@@ -24,6 +24,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod time;
+pub mod warm_up;
 
 use crate::arrivals::Picker;
 use crate::gate::Gate;
@@ -37,6 +38,7 @@ pub use plan::{Counts, Failure, Load, Outcome, Plan, Stage, Stop};
 use reactor::server::event::{ConnectionId, Event, Operation};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use warm_up::WarmUp;
 
 /// See the module.
 #[derive(Debug)]
@@ -82,6 +84,9 @@ pub struct Client {
     service: Histogram<u64>,
     lateness: Histogram<u64>,
     timeline: Timeline,
+    /// Until the measurement begins, where a test ends the warm-up and this thread is the one that makes it.
+    warm_up: Option<WarmUp>,
+    warmup_settled: Option<bool>,
     last_interval: Option<Progress>,
     /// Where it waits for the other threads of its generator.
     gate: Option<Arc<Gate>>,
@@ -158,6 +163,8 @@ impl Client {
             service: histogram::empty(),
             lateness: histogram::empty(),
             timeline: Timeline::default(),
+            warm_up: (plan.warmup_is_tested && plan.workload.share.index == 0).then(WarmUp::new),
+            warmup_settled: None,
             last_interval: None,
             gate: None,
             first_error: None,
@@ -223,6 +230,8 @@ impl Client {
             response: self.response,
             service: self.service,
             lateness: self.lateness,
+            warmup_ns: self.plan.warmup_ns,
+            warmup_settled: self.warmup_settled,
             intervals: self.timeline.into_intervals(),
             first_error: self.first_error,
             first_wrong: self.first_wrong,

@@ -146,6 +146,7 @@ fn plan(arguments: &DemoArgs, address: std::net::SocketAddr, load: Load, prefill
         load,
         prefill,
         warmup_ns: Duration::from_millis(500).as_nanos() as u64,
+        warmup_is_tested: false,
         stop: Stop::After(arguments.duration.as_nanos() as u64),
         drain_ns: Duration::from_secs(1).as_nanos() as u64,
         timeout_ns: Duration::from_secs(10).as_nanos() as u64,

@@ -15,14 +15,21 @@ pub struct Gate {
     arrived: AtomicUsize,
     /// When the load begins; 0: not all are here.
     begins_at: AtomicU64,
+    /// How long the warm-up lasts, where one thread has made it longer.
+    warmup_ns: AtomicU64,
     over: AtomicBool,
 }
 
 impl Gate {
     /// For that many threads.
     pub fn new(threads: usize) -> Gate {
-        let (arrived, begins_at) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Gate { threads, arrived, begins_at, over: AtomicBool::new(false) }
+        Gate {
+            threads,
+            arrived: AtomicUsize::new(0),
+            begins_at: AtomicU64::new(0),
+            warmup_ns: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// A thread is ready to begin; each says so once.
@@ -36,6 +43,16 @@ impl Gate {
     pub fn opened(&self, now: u64) -> Option<u64> {
         let begins_at = self.begins_at.load(Ordering::Acquire);
         (begins_at > 0 && now >= begins_at).then_some(begins_at)
+    }
+
+    /// The thread that decides on it makes the warm-up so long, well before it would end.
+    pub fn lengthen_warmup(&self, ns: u64) {
+        self.warmup_ns.store(ns, Ordering::Release);
+    }
+
+    /// How long it has been made; 0: it was not.
+    pub fn warmup_ns(&self) -> u64 {
+        self.warmup_ns.load(Ordering::Acquire)
     }
 
     /// A thread has ended before its time.

@@ -14,6 +14,9 @@ const INTERVALS_MIN: usize = 10;
 const DEVIATIONS_MAX: f64 = 3.29;
 /// The last third's median may differ by this part of the first third's.
 const CHANGE_MAX: f64 = 0.20;
+/// The same of a warm-up that may end: one in twenty by chance, and a twentieth.
+const SETTLED_DEVIATIONS_MAX: f64 = 1.96;
+const SETTLED_CHANGE_MAX: f64 = 0.05;
 
 /// What became of the latency while a run lasted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -31,18 +34,32 @@ impl Trend {
     pub fn of(intervals: &[Interval]) -> Option<Trend> {
         let medians: Vec<f64> =
             intervals.iter().filter_map(|interval| Some(interval.p50_ns? as f64)).collect();
+        Trend::of_medians(&medians)
+    }
+
+    /// Of medians of equal spans of time, in their order; `None`: too few.
+    pub fn of_medians(medians: &[f64]) -> Option<Trend> {
         if medians.len() < INTERVALS_MIN {
             return None;
         }
         let third = medians.len() / 3;
         let (first_ns, last_ns) = (median(&medians[..third]), median(&medians[medians.len() - third..]));
-        Some(Trend { deviations: mann_kendall(&medians), first_ns, last_ns })
+        Some(Trend { deviations: mann_kendall(medians), first_ns, last_ns })
+    }
+
+    /// Whether a warm-up may end: stricter than [`is_flat`](Trend::is_flat), since to go on costs half a second, and to be wrong
+    /// the run.
+    pub fn has_settled(&self) -> bool {
+        self.deviations.abs() <= SETTLED_DEVIATIONS_MAX || self.change() <= SETTLED_CHANGE_MAX
+    }
+
+    fn change(&self) -> f64 {
+        (self.last_ns - self.first_ns).abs() / self.first_ns.max(1.0)
     }
 
     /// Whether there is none worth a word.
     pub fn is_flat(&self) -> bool {
-        let change = (self.last_ns - self.first_ns).abs() / self.first_ns.max(1.0);
-        self.deviations.abs() <= DEVIATIONS_MAX || change <= CHANGE_MAX
+        self.deviations.abs() <= DEVIATIONS_MAX || self.change() <= CHANGE_MAX
     }
 }
 

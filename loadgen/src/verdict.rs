@@ -275,7 +275,7 @@ fn steadiness(evidence: &Evidence, reasons: &mut Vec<Reason>) {
             trend.last_ns / 1e3,
             trend.deviations
         );
-        let advice = "lengthen --warmup until it is flat; if it keeps rising, a backlog grows: lower --rate";
+        let advice = "lengthen --warmup until it is flat (auto does); if it keeps rising, a backlog grows: lower --rate";
         add(reasons, Verdict::Suspect, "not_stationary", text, advice);
     }
 }

@@ -5,7 +5,9 @@ mod harness;
 use harness::*;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 #[test]
 fn several_threads_make_one_run() {
@@ -69,11 +71,40 @@ fn an_open_loop_offers_the_same_whatever_the_number_of_threads() {
     assert!(keys > alone * 9 / 10, "{keys} different keys in {alone} requests of a hundred thousand keys");
 }
 
+/// A server that is slow until it is warm: what it did before then is in nobody's figures, however many threads ask.
+#[test]
+fn a_warm_up_that_is_tested_lasts_until_the_server_is_warm() {
+    let cold = Duration::from_secs(4);
+    for threads in ["1", "2"] {
+        let begun = OnceLock::new();
+        let server = Server::start(move |_, _| {
+            let left = cold.saturating_sub(begun.get_or_init(Instant::now).elapsed());
+            thread::sleep(Duration::from_millis(2) + left / 100);
+            reply("$2\r\nok\r\n")
+        });
+        let flags =
+            ["-c", "4", "--ratio", "0:1", "--warmup", "auto", "--duration", "1s", "--threads", threads];
+        let (ran, run) = measure("threads-warm-up", &server.target(), &flags);
+        let warmup_s = run["warmup_s"].as_f64().expect("a time");
+        assert!(warmup_s > 3.5, "{warmup_s} s: {run}");
+        assert_eq!(run["warmup_settled"], warmup_s < 30.0, "{run}");
+        assert!(ran.stdout.contains("warm-up"), "{}", ran.stdout);
+        let window_s = run["window_s"].as_f64().expect("a time");
+        assert!((0.99..2.0).contains(&window_s), "both threads measured at the same time: {window_s} s");
+    }
+    let server = Server::start(store());
+    let (_, run) = measure("threads-warm-up-fixed", &server.target(), &["--warmup", "100ms", "-n", "100"]);
+    assert_eq!((run["warmup_s"].as_f64(), run["warmup_settled"].is_null()), (Some(0.1), true));
+    let ran = harness::run(&["run", "--target", &server.target(), "--warmup", "soon"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("or auto"), "{}", ran.stderr);
+}
+
 #[test]
 fn one_thread_that_fails_ends_all() {
     let server = Server::start(|number, _| if number < 500 { reply("$2\r\nok\r\n") } else { Reaction::Die });
     let flags = ["--threads", "3", "-c", "3", "--ratio", "0:1", "--warmup", "0s", "--duration", "120s"];
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let (ran, run) = measure("threads-death", &server.target(), &flags);
     assert_eq!(ran.code, Some(1));
     assert!(run["incomplete"].is_string() && run["service_time"]["samples"].as_u64() >= Some(500), "{run}");

@@ -555,6 +555,7 @@ fn plan(path: &Path, load: Load1, seed: u64) -> Plan {
         },
         prefill: false,
         warmup_ns: 0,
+        warmup_is_tested: false,
         stop: load.stop(),
         drain_ns: 2_000_000_000,
         timeout_ns: 20_000_000_000,

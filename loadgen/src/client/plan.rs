@@ -54,6 +54,8 @@ pub struct Plan {
     pub prefill: bool,
     /// Discarded at the beginning.
     pub warmup_ns: u64,
+    /// And more than that, until the latency shows no trend any more.
+    pub warmup_is_tested: bool,
     /// The measurement's length.
     pub stop: Stop,
     /// How long replies are waited for afterwards.
@@ -234,6 +236,10 @@ pub struct Outcome {
     pub service: Histogram<u64>,
     /// Sent − intended. Empty in a closed loop.
     pub lateness: Histogram<u64>,
+    /// How long the warm-up was.
+    pub warmup_ns: u64,
+    /// Whether latency had settled when it ended; `None`: nobody asked.
+    pub warmup_settled: Option<bool>,
     /// The history.
     pub intervals: Vec<Interval>,
     /// Text of the first error reply.
@@ -279,6 +285,8 @@ impl Outcome {
             (ours, theirs) => *ours = ours.take().or(theirs),
         }
         self.completed_in_time += other.completed_in_time;
+        self.warmup_ns = self.warmup_ns.max(other.warmup_ns);
+        self.warmup_settled = self.warmup_settled.or(other.warmup_settled);
         self.counts.add(&other.counts);
         for (ours, theirs) in [
             (&mut self.response, other.response),

@@ -197,6 +197,9 @@ impl Client {
             connection.missing -= tally.replies as u32;
             let sent = connection.sent_at;
             let empty = connection.missing == 0;
+            if let Some(warm_up) = self.warm_up.as_mut().filter(|_| self.stage == Stage::WarmUp) {
+                warm_up.record(now - sent, tally.replies);
+            }
             if self.measured(sent) {
                 self.counts.answered += tally.replies;
                 self.service.saturating_record_n(now - sent, tally.replies);
@@ -211,6 +214,9 @@ impl Client {
         }
         for _ in 0..tally.replies {
             let asked = connection.asked.pop_front().expect("counted above");
+            if let Some(warm_up) = self.warm_up.as_mut() {
+                warm_up.record(now - asked.intended, 1);
+            }
             if asked.intended >= self.measure_began {
                 self.counts.answered += 1;
                 self.response.saturating_record(now - asked.intended);

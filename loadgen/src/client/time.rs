@@ -12,6 +12,9 @@ impl Client {
     /// Lets time pass: stages, arrivals, intervals, time-outs. Once a turn, before what goes out.
     #[inline]
     pub(super) fn pass_time(&mut self, now: u64) {
+        if self.stage == Stage::WarmUp && self.plan.warmup_is_tested {
+            self.test_warm_up(now);
+        }
         // Arrivals first: those that were due before the measurement's end belong to it, however late this is.
         if self.schedule.is_some() && !self.schedule_over {
             self.admit_arrivals(now);
@@ -22,6 +25,21 @@ impl Client {
         }
         if now >= self.checked_timeouts + 50_000_000 {
             self.check_timeouts(now);
+        }
+    }
+
+    /// The first thread decides whether the warm-up goes on, the others look what it has decided.
+    fn test_warm_up(&mut self, now: u64) {
+        let (began, length) = (self.stage_began, self.plan.warmup_ns);
+        let longer = match &mut self.warm_up {
+            Some(warm_up) => warm_up.lengthen(began, length, now),
+            None => self.gate.as_ref().map(|gate| gate.warmup_ns()).filter(|&longer| longer > length),
+        };
+        if let Some(longer) = longer {
+            self.plan.warmup_ns = longer;
+            if let Some(gate) = self.gate.as_ref().filter(|_| self.warm_up.is_some()) {
+                gate.lengthen_warmup(longer);
+            }
         }
     }
 
@@ -52,6 +70,7 @@ impl Client {
                 let boundary = self.stage_began + self.plan.warmup_ns;
                 self.measure_began = if self.schedule.is_some() { boundary } else { now };
                 self.interval_began = self.measure_began;
+                self.warmup_settled = self.warm_up.take().map(|warm_up| warm_up.has_settled());
                 self.enter(Stage::Measure, now);
             }
             Stage::Measure => {

@@ -380,6 +380,7 @@ impl Comparing<'_> {
             },
             prefill,
             warmup_ns: seconds(case.warmup_s, self.file.warmup_s),
+            warmup_is_tested: false,
             stop: Stop::After(duration_ns),
             drain_ns: 1_000_000_000,
             timeout_ns: 10_000_000_000,

@@ -153,6 +153,8 @@ pub struct RunReport {
     pub workload: WorkloadOptions,
     /// Discarded before.
     pub warmup_s: f64,
+    /// Whether latency had settled by then; null: nobody asked (`--warmup auto` does).
+    pub warmup_settled: Option<bool>,
     /// Length of the measurement.
     pub window_s: f64,
     /// Replies a second.
@@ -251,7 +253,14 @@ impl RunReport {
         placement: Placement,
         conditions: Conditions,
     ) -> RunReport {
-        let Worked { outcome, cpu, stages, io, notes, epoch } = worked;
+        let Worked { outcome, cpu, stages, io, mut notes, epoch } = worked;
+        if let Some(has_settled) = outcome.warmup_settled {
+            let seconds = outcome.warmup_ns as f64 / 1e9;
+            notes.push(match has_settled {
+                true => format!("the warm-up took {seconds:.1} s, until latency showed no trend"),
+                false => format!("the warm-up ended after {seconds:.1} s, and latency had not settled"),
+            });
+        }
         let (stages, stages_absent) = match stages {
             Ok(stages) => (Some(stages), None),
             Err(why) => (None, Some(why)),
@@ -332,7 +341,8 @@ impl RunReport {
             target: target_text(plan),
             connections: plan.connections,
             workload: plan.workload.clone(),
-            warmup_s: plan.warmup_ns as f64 / 1e9,
+            warmup_s: outcome.warmup_ns as f64 / 1e9,
+            warmup_settled: outcome.warmup_settled,
             window_s,
             throughput_per_s: per_second(counts.completed),
             offered_per_s: if open { offered_per_s(counts.offered) } else { None },
@@ -521,6 +531,7 @@ pub mod tests {
             },
             prefill: false,
             warmup_ns: 1_000_000_000,
+            warmup_is_tested: false,
             stop: Stop::After(2_000_000_000),
             drain_ns: 1_000_000_000,
             timeout_ns: 10_000_000_000,
@@ -569,6 +580,8 @@ pub mod tests {
             response,
             service,
             lateness,
+            warmup_ns: 1_000_000_000,
+            warmup_settled: None,
             intervals,
             first_error: None,
             first_wrong: None,
