@@ -559,6 +559,9 @@ impl Run {
         // Under `everysec` blocks go to the page cache.
         let is_block_slow = self.is_slow && self.policy == FlushPolicy::EveryBlock;
         let window = *random.pick(&[24 << 10, 48 << 10, 256 << 10]);
+        // It must suffice for what a turn receives: what is executed beyond it waits for a full disk, under `everysec` for
+        // longer than a second.
+        let window = if self.is_crowded { 256 << 10 } else { window };
         Setup {
             shards: *random.pick(&[1, 1, 2, 3]),
             class: self.class,
