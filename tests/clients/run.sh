@@ -69,6 +69,8 @@ start() {
     local name=$1 driver=${2%%:*} shards=1 log=$scratch/$1.log line
     [[ $2 != *:* ]] || shards=${2#*:}
     shift 2
+    # The one before it said `ready` here, and must not be taken for this one, which may begin late.
+    : >"$log"
     if [[ $driver == redis ]]; then
         # redis-server takes no port 0, so it gets one that was free a moment ago.
         started_port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
