@@ -105,7 +105,8 @@ class Server:
         connection = None
         while True:
             try:
-                connection = connection or Connection(self.port)
+                # Some (kevy 3.17.3) accept while they load, and never answer that connection: another one is tried then.
+                connection = connection or Connection(self.port, timeout=0.2)
                 reply = connection.ask("GET", MARKER)
                 if reply == VALUE:
                     seconds = time.monotonic() - self.begun

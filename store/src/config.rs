@@ -280,7 +280,7 @@ settings! {
     io: String = "io", Kind::Choice(&["io_uring", "epoll"]), "io_uring", fixed, "How the kernel is talked to.";
     durability: String = "durability", Kind::Choice(&["always", "everysec", "off"]), "always", fixed, "What an acknowledged write survives; always: everything but the loss of the disk; everysec: the same, but for the last second; off: there is no log.";
     log_write_mode: String = "log-write-mode", Kind::Choice(&["direct", "dsync", "fdatasync"]), "direct", fixed, "How a block of the log becomes durable: past the page cache, through it, or by a flush behind the write.";
-    log_segment_size: u64 = "log-segment-size", Kind::Memory { min: 1 << 20, max: 1 << 30 }, "64mb", fixed, "Bytes of one file of the log.";
+    log_segment_size: u64 = "log-segment-size", Kind::Memory { min: 1 << 20, max: 1 << 30 }, "16mb", fixed, "Bytes of one file of the log.";
     journal: String = "journal", Kind::Choice(&["native", "sqlcipher"]), "native", fixed, "What the log is kept in; native: files of blocks; sqlcipher: a database that is encrypted at rest, in a build with the feature of that name.";
     journal_key_file: String = "journal-key-file", Kind::Text, "", fixed, "File with the key of the encrypted log, which nobody else may read: 64 hexadecimal digits or a passphrase; empty: the environment variable MILLRACE_JOURNAL_KEY has the key.";
     recover_to: String = "recover-to", Kind::Text, "", fixed, "Recover to this LSN or RFC 3339 time and leave out for good what is behind it; empty: everything.";

@@ -250,7 +250,7 @@ fn fails_for_good(arguments: &[&str], file: &str) -> Outcome {
 
 /// Guarantee 4: found before a write is executed; reads go on; service resumes by itself.
 fn a_full_disk_refuses_writes_and_serves_reads() -> Outcome {
-    // Room for a few segments of 64 MiB and no more.
+    // Room for a few segments and no more.
     let disk = PowerCutDisk::new(Options { size: 256 << 20, ..Options::default() })?;
     let server = Server::start(disk.mount_point(), &[]);
     let mut client = server.client();

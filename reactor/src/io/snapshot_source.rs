@@ -3,14 +3,18 @@
 use super::log_files::flush_directory;
 use super::memory::MmapSource;
 use super::snapshot_files::snapshot_path;
-use super::snapshot_map::{MappedRegion, SnapshotFile, set_aside};
+use super::snapshot_map::{MappedRegion, SnapshotFile, read_ahead, set_aside};
 use snapshot::names::SnapshotId;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use store::arena::SegmentSource;
+
+/// Bytes at the end of a snapshot that are read at once: its tables take a megabyte and a half for ten million keys.
+const EXPECTED_BYTES: u64 = 2 << 20;
 
 /// Memory for a keyspace, and the regions it begins with.
 pub type Memory = (Box<dyn SegmentSource>, Vec<&'static mut [u8]>);
@@ -26,6 +30,8 @@ pub trait SnapshotSource {
     fn directory(&self) -> &Path;
     /// The names of all files there.
     fn names(&self) -> io::Result<Vec<String>>;
+    /// The end of this one will be read first: the system may begin, and nobody waits.
+    fn expect(&self, _id: SnapshotId) {}
     /// Opens a snapshot to be read.
     fn open(&self, id: SnapshotId) -> io::Result<Self::File>;
     /// Its bytes.
@@ -84,6 +90,12 @@ impl SnapshotSource for SnapshotDirectory {
             names.extend(entry?.file_name().into_string());
         }
         Ok(names)
+    }
+
+    fn expect(&self, id: SnapshotId) {
+        let Ok(file) = File::open(snapshot_path(&self.directory, id)) else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        read_ahead(&file, length.saturating_sub(EXPECTED_BYTES), EXPECTED_BYTES);
     }
 
     fn open(&self, id: SnapshotId) -> io::Result<SnapshotFile> {

@@ -22,8 +22,8 @@ use wal::segment::{FIRST_BLOCK_OFFSET, FileName, SegmentHeader, Sequence};
 
 /// Bytes that the kernel is asked to read before they are wanted.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
-/// Segments at the end of the log whose reading begins with the start: more than a server prepares.
-const EXPECTED_SEGMENTS_MAX: usize = 4;
+/// Bytes of segments whose reading begins with the start.
+const EXPECTED_BYTES_MAX: u64 = 256 << 20;
 
 /// Where recovery stops, as an operator writes it: an LSN, or a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,12 +383,15 @@ impl<S: LogSource> LogOnDisk<S> {
         self.source.flush_directory().map_err(|error| failed(self.directory.clone(), error))
     }
 
-    /// The last segment that has begun will be read to its end, and what was prepared behind it: the system may begin.
-    pub(crate) fn expect_tail(&self) {
-        let begun = self.headers().enumerate().filter(|(_, (.., block))| block.is_some()).last();
-        let first = begun.map_or(0, |(at, _)| at);
-        let tail = self.listing.segments.iter().skip(first).take(EXPECTED_SEGMENTS_MAX);
-        self.source.expect(tail.map(|&(sequence, _)| sequence).collect());
+    /// What is behind a record that a snapshot holds will be read, up to the end of the last segment: the system may begin.
+    pub(crate) fn expect_tail(&self, held: Lsn) {
+        let first = first_behind(self.headers().map(|(.., block)| block.map(|b| b.first_whole_lsn())), held);
+        let tail = self.listing.segments.iter().skip(first);
+        let within = tail.scan(0, |bytes, &(sequence, length)| {
+            *bytes += length;
+            (*bytes <= EXPECTED_BYTES_MAX || *bytes == length).then_some(sequence)
+        });
+        self.source.expect(within.collect());
     }
 
     /// Every segment's number, length, header if it has one, and first block's header if it has begun.

@@ -226,10 +226,15 @@ pub fn restore<S: SnapshotSource>(
     report: &mut dyn FnMut(&str),
 ) -> Result<Restored<S::File>, RecoveryError> {
     let log = LogOnDisk::of(log, wishes.recovery.checksum)?;
-    log.expect_tail();
-    let history = log.history();
     let names = source.names().map_err(|error| failed(source.directory(), "listing", error))?;
     let candidates = candidates(&names);
+    let newest = candidates.iter().find(|(_, is_aside)| !is_aside).map(|&(id, _)| id);
+    // Before the log, which is much more, and wanted after it.
+    if let Some(id) = newest {
+        source.expect(id);
+    }
+    log.expect_tail(newest.map_or(Lsn::ZERO, |id| id.lsn));
+    let history = log.history();
     let mut start = Start { log, history, source, wishes, passed: Vec::new(), notes: Vec::new(), report };
     let stop = if candidates.is_empty() { None } else { start.stop()? };
     for (id, is_aside) in candidates {
