@@ -146,7 +146,7 @@ pub struct ReplicaSettings {
     pub gap_jitter_us: u64,
     /// What was asked for and has not come is asked for again.
     pub repair_timeout_us: u64,
-    /// What was applied is acknowledged at the latest after this.
+    /// What was applied is acknowledged at the latest after this; at once if somebody waits for it. Each ack wakes the primary.
     pub ack_delay_us: u64,
     /// And so often even if there is nothing new.
     pub ack_interval_us: u64,
@@ -182,7 +182,7 @@ impl Default for ReplicaSettings {
             gap_delay_us: 100,
             gap_jitter_us: 400,
             repair_timeout_us: 50_000,
-            ack_delay_us: 500,
+            ack_delay_us: 20_000,
             ack_interval_us: 100_000,
             timeout_us: 5_000_000,
             backoff_us_min: 50_000,

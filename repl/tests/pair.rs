@@ -793,6 +793,45 @@ fn wait_counts_those_who_have_it() {
     assert_eq!(cluster.primary.replicas_with(Lsn(6)), 0);
 }
 
+/// Acks in a replica's own time cost the primary little; who waits has his as soon as there is something to say, and not only
+/// what was there when it was asked for.
+#[test]
+fn who_is_asked_acks_as_soon_as_it_has_what_is_waited_for() {
+    let mut cluster = Cluster::new(settings());
+    let slow = ReplicaSettings { ack_delay_us: 15_000, ack_interval_us: 20_000, ..follower_settings() };
+    let link = cluster.follow(slow, start(2, b"s"));
+    cluster.pass(1000);
+    cluster.write(5, 10);
+    cluster.pass(5000);
+    assert_eq!(cluster.primary.replicas_with(Lsn(5)), 0, "nobody asked");
+    cluster.pass(10_000);
+    assert_eq!(cluster.primary.replicas_with(Lsn(5)), 1, "it says so by itself in the end");
+
+    cluster.write(1, 10);
+    cluster.at(link).holds = true;
+    cluster.write(1, 10);
+    let verdict = cluster.primary.wait(Lsn(7), 1, None, cluster.now);
+    assert!(matches!(verdict, WaitVerdict::Waiting(_)), "{verdict:?}");
+    cluster.pass(1000);
+    assert_eq!(
+        (cluster.primary.replicas_with(Lsn(6)), cluster.primary.replicas_with(Lsn(7))),
+        (1, 0),
+        "what it has"
+    );
+    let now = cluster.now;
+    cluster.at(link).replica.handle_applied(Lsn(7), Lsn::ZERO, now);
+    cluster.pass(1000);
+    assert_eq!((cluster.primary.replicas_with(Lsn(7)), cluster.waits.as_slice()), (1, [1].as_slice()));
+
+    // What is written while somebody waits for it is asked for when it is durable.
+    cluster.at(link).holds = false;
+    let verdict = cluster.primary.wait(Lsn(8), 1, None, cluster.now);
+    assert!(matches!(verdict, WaitVerdict::Waiting(_)), "{verdict:?}");
+    cluster.write(1, 10);
+    cluster.pass(1000);
+    assert_eq!((cluster.primary.replicas_with(Lsn(8)), cluster.waits.as_slice()), (1, [1, 1].as_slice()));
+}
+
 #[test]
 fn a_replica_knows_how_stale_it_is() {
     let mut cluster = Cluster::new(settings());

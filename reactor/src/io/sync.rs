@@ -69,6 +69,11 @@ impl Bell {
         has_rung
     }
 
+    /// It is known to have rung: that has been heard.
+    pub fn clear(&self) {
+        sys::eventfd_take(self.event.as_fd());
+    }
+
     /// Waits until it rings, at most `timeout`; `None`: for ever. May end early.
     pub fn wait(&self, timeout: Option<Duration>) {
         if sys::wait_readable(self.event.as_fd(), timeout) {

@@ -92,6 +92,8 @@ pub(super) struct Link {
     pub(super) in_flight_bytes: usize,
     pub(super) applied_lsn: Lsn,
     pub(super) durable_lsn: Lsn,
+    /// It was asked to ack at once, when this was durable.
+    pub(super) asked_lsn: Lsn,
     /// The stamp of its latest ack.
     pub(super) echo: u64,
     /// When it was heard last; before it has proved who it is, when it came: what it says buys it no time.
@@ -115,6 +117,7 @@ impl Link {
             in_flight_bytes: 0,
             applied_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
+            asked_lsn: Lsn::ZERO,
             echo: 0,
             heard_at: now_micros,
             heartbeat_at: now_micros.saturating_add(heartbeat_us),

@@ -446,6 +446,9 @@ impl Primary {
             backlog.push(chunk, now.micros);
         });
         assert!(backlog.end() == Position::start_of(durable_lsn.next()), "records up to {durable_lsn}");
+        if self.waits.len() > 0 {
+            self.ask_for_acks(now);
+        }
     }
 
     /// The log begins with this record now. `None`: there is none.
@@ -571,12 +574,20 @@ impl Primary {
             self.counters.waits_refused += 1;
             return WaitVerdict::Done(count);
         };
-        let beat = self.heartbeat(now);
-        for link in self.links.values_mut().filter(|link| link.is_welcome() && link.applied_lsn < lsn) {
+        self.ask_for_acks(now);
+        WaitVerdict::Waiting(id)
+    }
+
+    /// Somebody waits for replicas to have what is durable: they ack that as soon as they have it, instead of in their own
+    /// time.
+    pub fn ask_for_acks(&mut self, now: Now) {
+        let (beat, durable) = (self.heartbeat(now), self.durable_lsn);
+        let lacks = |link: &&mut Link| link.is_welcome() && link.applied_lsn.max(link.asked_lsn) < durable;
+        for link in self.links.values_mut().filter(lacks) {
+            link.asked_lsn = durable;
             let beat = Heartbeat { echo: link.echo, wants_ack: true, ..beat };
             link.say(&Message::Heartbeat(beat), self.checksum);
         }
-        WaitVerdict::Waiting(id)
     }
 
     /// Nobody waits any more.

@@ -199,6 +199,10 @@ pub struct Replica {
     freshness: Freshness,
     reads: Reads,
     ack_at: u64,
+    /// What the last ack said.
+    acked_lsn: Lsn,
+    /// Somebody waits for an ack of this.
+    wanted_lsn: Option<Lsn>,
     heard_at: u64,
     backoff_us: u64,
     /// What had come when it last went back at once.
@@ -247,6 +251,8 @@ impl Replica {
             freshness: Freshness::default(),
             reads: Reads::new(settings.reads_waiting_max),
             ack_at: u64::MAX,
+            acked_lsn: Lsn::ZERO,
+            wanted_lsn: None,
             heard_at: 0,
             backoff_us: settings.backoff_us_min,
             went_back_with: None,
@@ -386,7 +392,11 @@ impl Replica {
         if applied > self.applied_lsn {
             assert!(applied <= self.intake.last_lsn(), "{applied} was not handed over");
             self.applied_lsn = applied;
-            self.ack_at = self.ack_at.min(now.micros.saturating_add(self.settings.ack_delay_us));
+            let delay_us = match self.wanted_lsn.take_if(|wanted| *wanted <= applied) {
+                Some(_) => 0,
+                None => self.settings.ack_delay_us,
+            };
+            self.ack_at = self.ack_at.min(now.micros.saturating_add(delay_us));
             self.freshness.applied(applied);
             if self.applied_lsn >= self.consistent_lsn {
                 self.reads.applied(applied, &self.lineage);
@@ -427,7 +437,7 @@ impl Replica {
         self.reorder.restart();
         self.freshness.disconnect();
         self.word.forget();
-        self.ack_at = u64::MAX;
+        (self.ack_at, self.acked_lsn, self.wanted_lsn) = (u64::MAX, Lsn::ZERO, None);
         // Between a half and the whole of it, so that not all replicas come back in the same moment.
         self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         let half = self.backoff_us / 2;
@@ -473,6 +483,7 @@ impl Replica {
             stamp: now.micros.max(1),
         };
         self.ack_at = now.micros.saturating_add(self.settings.ack_interval_us);
+        self.acked_lsn = ack.applied_lsn;
         self.say(&Message::Ack(ack));
     }
 

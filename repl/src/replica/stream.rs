@@ -80,7 +80,11 @@ impl Replica {
 
     pub(super) fn handle_heartbeat(&mut self, beat: Heartbeat, now: Now) -> Result<(), Fault> {
         if beat.wants_ack {
-            self.ack_at = now.micros;
+            self.wanted_lsn = Some(beat.durable_lsn).filter(|&wanted| wanted > self.applied_lsn);
+            // What it has now may be enough; nobody is told twice.
+            if self.wanted_lsn.is_none() || self.applied_lsn > self.acked_lsn {
+                self.ack_at = now.micros;
+            }
         }
         if !matches!(self.phase, Phase::Streaming) {
             return Ok(());

@@ -109,7 +109,7 @@ pub fn group_settings(random: &mut Random) -> (PrimarySettings, ReplicaSettings)
         gap_delay_us: random.between(0, 1000),
         gap_jitter_us: random.below(500),
         repair_timeout_us: random.between(2000, 8000),
-        ack_delay_us: random.below(1000),
+        ack_delay_us: random.below(5000),
         ack_interval_us: 5000,
         timeout_us: 60_000,
         backoff_us_min: 1000,

@@ -108,6 +108,11 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
+    /// Somebody waits for replicas to have what was written.
+    fn is_waited_for(&self) -> bool {
+        self.wants_acks.load(Ordering::Acquire)
+    }
+
     /// The first command that was not done is.
     fn note_followed(&self, result: Result<(), String>) {
         let mut followed = lock(&self.followed);

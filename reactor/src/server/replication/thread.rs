@@ -241,7 +241,10 @@ impl Worker {
     /// The whole life of the thread.
     pub(super) fn run(mut self) {
         loop {
-            self.bell.take();
+            // Asked for what it has told already: not once more.
+            if self.is_ready(&self.bell.as_fd()) {
+                self.bell.clear();
+            }
             self.take_commands();
             self.take_events();
             self.take_tapped();
@@ -300,6 +303,9 @@ impl Worker {
     fn handle_time(&mut self) {
         let now = self.now();
         self.primary.handle_timeout(now);
+        if self.handle.is_waited_for() {
+            self.primary.ask_for_acks(now);
+        }
         if let Some(replica) = &mut self.replica {
             replica.handle_timeout(now);
         }
