@@ -174,8 +174,8 @@ def cost(rounds, seconds, keys, folder, samples):
     ways = {way: value for way, value in ways.items() if value[0] in there}
     counts = (0, 1, 2, 4, 8)
     print(f"\n## What replicas cost the writer\n\n{rate:,} SETs of 64 bytes a second, open loop, 10 connections, durable; µs of the primary's CPU for each write, by the scheduler's account. "
-          f"Replicas hold all in memory.\nSlope: of a straight line through the medians, as a share of what a write costs without replicas, for each replica.\n\n| way | "
-          + " | ".join(f"{count} replicas" for count in counts) + " | slope |\n|---|" + "---:|" * (len(counts) + 1))
+          f"Replicas hold all in memory.\nSlope: of a straight line through the medians, as a share of what a write costs without replicas, for each replica; and of one through those with "
+          "replicas: what each further one costs.\n\n| way | " + " | ".join(f"{count} replicas" for count in counts) + " | slope | from the first on |\n|---|" + "---:|" * (len(counts) + 2))
     found = {(way, count): [] for way in ways for count in counts}
     for _ in range(rounds):
         for way, count in found:
@@ -202,13 +202,18 @@ def cost(rounds, seconds, keys, folder, samples):
     lines = {}
     for way in ways:
         medians = [statistics.median([one["us"] for one in found[way, count]]) for count in counts]
-        mean = sum(counts) / len(counts)
-        slope = sum((n - mean) * us for n, us in zip(counts, medians)) / sum((n - mean) ** 2 for n in counts)
+        slopes = [slope(counts, medians), slope(counts[1:], medians[1:])]
         lines[way] = medians
-        print(f"| {way} | " + " | ".join(text([one["us"] for one in found[way, count]], 1) for count in counts) + f" | {100 * slope / medians[0]:.1f} % |")
+        print(f"| {way} | " + " | ".join(text([one["us"] for one in found[way, count]], 1) for count in counts) + "".join(f" | {100 * one / medians[0]:.1f} %" for one in slopes) + " |")
         sys.stdout.flush()
     samples["cost"] = {f"{way} {count}": rows for (way, count), rows in found.items()}
     plot(samples["picture"], counts, lines)
+
+
+def slope(xs, ys):
+    """Of the straight line with the least squares."""
+    mean = sum(xs) / len(xs)
+    return sum((x - mean) * y for x, y in zip(xs, ys)) / sum((x - mean) ** 2 for x in xs)
 
 
 def plot(path, counts, lines):
